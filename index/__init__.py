@@ -1,0 +1,38 @@
+"""Documents in, ranked passages out.
+
+>>> from index import Index, build
+>>> build(["examples/peft_docs"])
+>>> hits = Index.open().search("What is LoRA?")
+"""
+
+from index.build import BuildReport, build
+from index.chunker import ChunkSettings
+from index.engine import Hit, Index
+from index.errors import (
+    EncoderNotFound,
+    IndexBusy,
+    IndexDamaged,
+    IndexMismatch,
+    LoadError,
+    NoDocuments,
+    NoIndex,
+    QueryInvalid,
+    RagError,
+)
+
+__all__ = [
+    "BuildReport",
+    "ChunkSettings",
+    "EncoderNotFound",
+    "Hit",
+    "Index",
+    "IndexBusy",
+    "IndexDamaged",
+    "IndexMismatch",
+    "LoadError",
+    "NoDocuments",
+    "NoIndex",
+    "QueryInvalid",
+    "RagError",
+    "build",
+]

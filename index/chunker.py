@@ -1,0 +1,153 @@
+"""Documents to chunks: by structure first, then by the encoder's tokens. Knows no files and no models.
+
+Every chunk is one contiguous stretch of its document's text, `text[start:end]`, never crosses a page, and keeps the
+path of headings above it. It starts at a heading or a block where that gives it a useful size; longer blocks are cut
+between sentences or lines, and only a sentence longer than a chunk is cut between tokens.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby, pairwise
+
+from index.document import Block, Document
+
+Offsets = Sequence[tuple[int, int]]
+"""Character spans of a text's tokens, ascending."""
+
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[`*])|(?<=[。！？])|\n\s*(?=[-*+•] |\d+[.)] )")
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """Sizes in tokens of the encoder; saved with the index."""
+
+    max_tokens: int = 128
+    """Most tokens in a chunk; with the heading it must stay below the encoder's window."""
+    min_tokens: int = 32
+    """A section shorter than this is joined with the one that follows."""
+    overlap_tokens: int = 24
+    """Whole sentences of at most this many tokens are repeated where a section is cut."""
+    heading_tokens: int = 40
+    """Most tokens of the heading path that are encoded with a chunk."""
+    max_chars: int = 1500
+    """Most characters in a chunk: words that the encoder does not know are one token at any length."""
+    version: int = 1
+    """Raised when the same settings would cut differently than before."""
+
+    def as_dict(self) -> dict[str, int]:
+        """For the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of a document, `document.text[start:end]`."""
+
+    start: int
+    end: int
+    text: str
+    heading: str
+    """Titles of the enclosing headings, outermost first, joined by ' > '; empty when there are none."""
+    page: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    start: int
+    end: int
+    tokens: int
+    heading: str
+    page: int | None
+    opens_section: bool
+
+
+def chunk(document: Document, tokenize: Callable[[str], Offsets], settings: ChunkSettings) -> list[Chunk]:
+    """Cuts a document into chunks, in reading order.
+
+    Args:
+        document: the loaded document.
+        tokenize: the encoder's tokenizer; gives the character span of every token, special tokens left out.
+        settings: the sizes.
+    """
+    starts = [start for start, _ in tokenize(document.text)]
+    units = list(_units(document, starts, settings))
+    chunks: list[Chunk] = []
+    for _, page in groupby(units, key=lambda unit: unit.page):
+        for first, last in _pack(list(page), settings):
+            start, end = first.start, last.end
+            chunks.append(Chunk(start, end, document.text[start:end], last.heading, last.page))
+    return chunks
+
+
+def _units(document: Document, starts: list[int], settings: ChunkSettings) -> Iterator[_Unit]:
+    path: list[Block] = []
+    for block in document.blocks:
+        if block.kind == "heading":
+            path = [above for above in path if above.level < block.level] + [block]
+        heading = " > ".join(above.title for above in path if above.title)
+        for number, (start, end) in enumerate(_split(document.text, block, starts, settings)):
+            opens = block.kind == "heading" and number == 0
+            yield _Unit(start, end, _count(starts, start, end), heading, block.page, opens)
+
+
+def _count(starts: list[int], start: int, end: int) -> int:
+    return bisect_left(starts, end) - bisect_left(starts, start)
+
+
+def _split(text: str, block: Block, starts: list[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
+    """The block's sentences (code: its lines), each short enough for a chunk of its own."""
+    if block.kind == "code":
+        cuts = [match.end() for match in re.finditer("\n", text[block.start : block.end])]
+    elif _count(starts, block.start, block.end) <= settings.overlap_tokens:
+        cuts = []
+    else:
+        cuts = [match.end() for match in SENTENCE_END.finditer(text[block.start : block.end])]
+    edges = [block.start, *(block.start + cut for cut in cuts), block.end]
+    for start, end in pairwise(edges):
+        for piece_start, piece_end in _cut(start, end, starts, settings):
+            stripped = text[piece_start:piece_end].rstrip()
+            # Leading blanks stay: they are the indentation of code.
+            if stripped.strip():
+                yield piece_start, piece_start + len(stripped)
+
+
+def _cut(start: int, end: int, starts: list[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
+    """Cuts what is longer than a chunk at token boundaries."""
+    while start < end:
+        over = bisect_left(starts, start) + settings.max_tokens
+        stop = min(end, starts[over] if over < len(starts) else end, start + settings.max_chars)
+        yield start, stop
+        start = stop
+
+
+def _pack(units: list[_Unit], settings: ChunkSettings) -> Iterator[tuple[_Unit, _Unit]]:
+    """Joins units, greedily, into chunks; gives the first and the last unit of each."""
+    first = 0
+    while first < len(units):
+        last, tokens = first, units[first].tokens
+        while last + 1 < len(units):
+            unit = units[last + 1]
+            if unit.opens_section and tokens >= settings.min_tokens:
+                break
+            too_long = unit.end - units[first].start > settings.max_chars
+            if tokens + unit.tokens > settings.max_tokens or too_long:
+                break
+            last, tokens = last + 1, tokens + unit.tokens
+        yield units[first], units[last]
+        first = _next_first(units, first, last, settings)
+
+
+def _next_first(units: list[_Unit], first: int, last: int, settings: ChunkSettings) -> int:
+    """Where the next chunk starts: just after the last, or some whole units earlier within one section."""
+    following = last + 1
+    if following == len(units) or units[following].opens_section:
+        return following
+    repeated, tokens = following, 0
+    while repeated - 1 > first and not units[repeated].opens_section:
+        tokens += units[repeated - 1].tokens
+        if tokens > settings.overlap_tokens or tokens + units[following].tokens > settings.max_tokens:
+            break
+        repeated -= 1
+    return repeated

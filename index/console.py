@@ -1,0 +1,113 @@
+"""Habits that all three commands share: `--json`, one-line errors, exit codes, progress bars. Knows no commands."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from index.errors import RagError
+
+Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Bad usage: one line and exit code 2."""
+        raise _Usage(f"{message}. See: {self.prog} --help", self.prog)
+
+
+class _Usage(Exception):
+    pass
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a console script, with `--version`."""
+    result = _Parser(prog=prog, description=description)
+    result.add_argument("--version", action="version", version=f"{prog} {version('rag-app')}")
+    return result
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Adds `--json`."""
+    command.add_argument("--json", action="store_true", help="print one JSON object on stdout, for programs")
+
+
+def add_index(command: argparse.ArgumentParser) -> None:
+    """Adds `--index` and `--encoder`."""
+    command.add_argument("--index", metavar="DIR", help="the index (default: ./.rag/index, or $RAG_HOME/index)")
+    command.add_argument(
+        "--encoder",
+        metavar="MODEL",
+        help="a sentence-transformers folder or Hub id (default: $RAG_ENCODER, or bundled)",
+    )
+
+
+def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> int:
+    """Parses, runs the command that the parser chose (its `run` default) and prints what it returns.
+
+    Returns:
+        0 done, 1 failed with one line on stderr, 2 bad usage, 130 interrupted.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    try:
+        options = root.parse_args(given)
+        result = options.run(options)
+        if result is not None:
+            print(json.dumps(result, ensure_ascii=False))  # noqa: T201
+        sys.stdout.flush()
+        return 0
+    except _Usage as error:
+        return _failed(error.args[1], str(error.args[0]), 2, as_json)
+    except RagError as error:
+        return _failed(root.prog, str(error), 1, as_json)
+    except BrokenPipeError:  # the reader, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _failed(root.prog, "interrupted; nothing is lost, run it again to go on", 130, as_json)
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        return _failed(root.prog, f"{error.strerror or error}{where}: make room or check the permissions", 1, as_json)
+
+
+def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
+    line = " ".join(message.split())
+    if as_json:
+        print(json.dumps({"error": line}, ensure_ascii=False))  # noqa: T201
+    sys.stdout.flush()
+    print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def say(line: str = "") -> None:
+    """A line for a person on stdout."""
+    print(line)  # noqa: T201
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a callback `(stage, done, total)` that draws a bar per stage on a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[Any]] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        for other in [name for name in bars if name != stage]:
+            bars.pop(other).close()
+        if stage not in bars:
+            bars[stage] = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()

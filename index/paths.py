@@ -1,0 +1,22 @@
+"""Where the program keeps what it writes, and how a path is shown. Touches no file."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The one folder that everything is written under: `$RAG_HOME`, else `./.rag`."""
+    return Path(os.environ.get("RAG_HOME") or ".rag")
+
+
+def default_index() -> Path:
+    """The index that commands use when `--index` is not given."""
+    return home() / "index"
+
+
+def shown(source: str) -> str:
+    """`source` (an absolute path) as a person wants to read it: relative where it lies below the current folder."""
+    try:
+        return Path(source).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return source
