@@ -1,0 +1,226 @@
+"""A question in, a cited answer out, as a stream of events that the terminal and the page share.
+
+question ─► search ─► fit the window ─► prompt ─► generate ─► cite ─► Answer
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from index import Hit, Index, QueryInvalid
+from index.encoder import Encoder, SentenceEncoder
+from rag_app.citations import Citation, Citer
+from rag_app.errors import PromptTooLong
+from rag_app.prompt import NOT_FOUND, Message, question_prompt
+
+MIN_SCORE = 0.25
+"""Cosine below which the nearest passage has nothing to do with the question (measured by bench/refusal.py)."""
+RESERVE = 32
+"""Tokens kept free for what the template puts between messages and for joints between pieces counted apart."""
+
+
+class Generator(Protocol):
+    """What answering needs of a chat model, beside LangChain's `stream`."""
+
+    max_tokens: int
+
+    def start(self) -> None:
+        """Begins to load the model without waiting for it."""
+        ...
+
+    def window(self) -> int:
+        """Context window in tokens; waits until the model is loaded."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        ...
+
+    def stream(self, input: Any) -> Iterator[Any]:
+        """LangChain's: the answer as message chunks, the last of them with `usage_metadata`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The search has ended."""
+
+    hits: list[Hit]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The next piece of the answer, markers included."""
+
+    text: str
+
+
+@dataclass
+class Answer:
+    """An answer, complete or as far as it came; the JSON form of `rag-app ask`."""
+
+    question: str
+    answer: str = ""
+    citations: list[Citation] = field(default_factory=list)
+    hits: list[Hit] = field(default_factory=list)
+    """Everything found, best first; citation n is of hit n."""
+    refused: bool = False
+    """Whether the reply is that the documents do not hold the answer."""
+    dropped: int = 0
+    """How many of the hits, from the last, did not fit the model's window."""
+    finish_reason: str = ""
+    """'stop', 'length' (cut at the most tokens allowed) or 'refused'."""
+    usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
+    timings: dict[str, float] = field(default_factory=dict)
+    """Milliseconds: load_ms (encoder and model, nearly 0 when they are loaded), retrieve_ms (after loading),
+    first_token_ms (from the finished prompt to the first token), total_ms (everything)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is complete."""
+
+    answer: Answer
+
+
+Event = Found | Token | Done
+
+
+class Bot:
+    """Answers questions from one index with one model; takes up a rebuilt index at the next question."""
+
+    def __init__(
+        self,
+        model: Generator,
+        directory: str | Path | None = None,
+        encoder: Encoder | type[SentenceEncoder] | Any = SentenceEncoder,
+        k: int = 4,
+    ) -> None:
+        self.model, self.directory, self.k = model, directory, k
+        self._encoder = encoder
+        self._index: Index | None = None
+
+    def index(self) -> Index:
+        """The current generation of the index.
+
+        Raises:
+            NoIndex: there is none.
+            IndexDamaged: it is damaged.
+        """
+        if self._index is None or not self._index.is_current():
+            self._index = Index.open(self.directory, self._encoder)
+        return self._index
+
+    def load(self) -> None:
+        """Loads index, encoder and model, side by side; later questions find them ready."""
+        index = self.index()
+        self.model.start()
+        self._encoder = index.load_encoder()
+        self.model.window()
+
+    def ask(self, question: str) -> Answer:
+        """The whole answer at once; raises what `stream` raises."""
+        for event in self.stream(question):
+            if isinstance(event, Done):
+                return event.answer
+        raise AssertionError("a stream ends with Done")
+
+    def stream(self, question: str) -> Iterator[Event]:
+        """The answer as it is made: Found, then Tokens, then Done. Closing the iterator stops the model.
+
+        Raises:
+            RagError: one of index.errors or rag_app.errors; its text is a line for a person.
+        """
+        clock = _Clock()
+        if not question.strip():
+            raise QueryInvalid("the question is empty: write one")
+        self.load()
+        answer = Answer(question, timings={"load_ms": clock.lap()})
+        answer.hits = self.index().search(question, self.k)
+        answer.timings["retrieve_ms"] = clock.lap()
+        prompt, passages = self._fit(answer)
+        yield Found(answer.hits)
+        if answer.hits[0].score < MIN_SCORE:
+            yield from self._refuse(answer)
+        else:
+            yield from self._generate(answer, prompt, passages, clock)
+        answer.timings["total_ms"] = clock.total()
+        yield Done(answer)
+
+    def _fit(self, answer: Answer) -> tuple[list[Message], list[Hit]]:
+        """The prompt with as many passages, from the best, as the window holds beside the answer."""
+        texts = [passage_text(hit) for hit in answer.hits]
+        bare, *costs = self.model.count_tokens(["".join(m.content for m in question_prompt(answer.question, [])), *texts])
+        room = self.model.window() - self.model.max_tokens - RESERVE - bare
+        kept = 0
+        for cost in costs:
+            room -= cost + RESERVE // 4  # the number and the blank lines around it
+            if room < 0:
+                break
+            kept += 1
+        if not kept:
+            raise PromptTooLong(
+                f"the question is too long: {bare:,} tokens leave no room for a passage and an answer in the model's "
+                f"window of {self.model.window():,}. Shorten it, and put long texts into the index instead"
+            )
+        answer.dropped = len(texts) - kept
+        return question_prompt(answer.question, texts[:kept]), answer.hits[:kept]
+
+    def _refuse(self, answer: Answer) -> Iterator[Event]:
+        answer.answer, answer.refused, answer.finish_reason = NOT_FOUND, True, "refused"
+        answer.timings["first_token_ms"] = 0.0
+        yield Token(NOT_FOUND)
+
+    def _generate(
+        self, answer: Answer, prompt: list[Message], passages: list[Hit], clock: "_Clock"
+    ) -> Iterator[Event]:
+        citer = Citer(answer.question, passages)
+        pieces = []
+        clock.lap()
+        for chunk in self.model.stream([(message.role, message.content) for message in prompt]):
+            if chunk.text:
+                answer.timings.setdefault("first_token_ms", clock.lap())
+                if shown := citer.feed(chunk.text):
+                    pieces.append(shown)
+                    yield Token(shown)
+            if chunk.usage_metadata:
+                usage = chunk.usage_metadata
+                answer.usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
+            answer.finish_reason = chunk.response_metadata.get("finish_reason") or answer.finish_reason
+        if rest := citer.finish():
+            pieces.append(rest)
+            yield Token(rest)
+        answer.timings.setdefault("first_token_ms", clock.lap())
+        answer.answer = "".join(pieces).strip()
+        answer.citations = citer.citations
+        answer.refused = declines(answer.answer)
+
+
+def passage_text(hit: Hit) -> str:
+    """A passage as the model reads it: under the headings that it stands under."""
+    return f"({hit.heading})\n{hit.text}" if hit.heading else hit.text
+
+
+def declines(answer: str) -> bool:
+    """Whether an answer says that the documents do not hold one."""
+    return not answer or answer.casefold().startswith(NOT_FOUND.casefold().rstrip("."))
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Milliseconds since the last lap."""
+        last, self._last = self._last, time.perf_counter()
+        return round((self._last - last) * 1000, 1)
+
+    def total(self) -> float:
+        """Milliseconds since the start."""
+        return round((time.perf_counter() - self._start) * 1000, 1)

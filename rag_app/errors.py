@@ -1,0 +1,26 @@
+"""What can go wrong while answering, each with the remedy in its message.
+
+    RagError (index.errors)
+    ├── ModelNotFound         no model file at the path, or the bundled one is not installed
+    ├── ModelInvalid          the file is not a GGUF, is cut, or lacks a chat template
+    ├── PromptTooLong         the question alone does not fit the model's window
+    └── WorkerDied            the process that runs the model ended in the middle of an answer
+"""
+
+from index.errors import RagError
+
+
+class ModelNotFound(RagError):
+    """No model file where one was expected."""
+
+
+class ModelInvalid(RagError):
+    """The model file cannot be served."""
+
+
+class PromptTooLong(RagError):
+    """The question alone does not fit the model's context window."""
+
+
+class WorkerDied(RagError):
+    """The process that runs the model ended; the next question starts a new one."""

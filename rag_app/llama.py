@@ -1,0 +1,250 @@
+"""A LangChain chat model on llama.cpp, which runs in a worker process (worker.py). Knows nothing of documents."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from pydantic import PrivateAttr
+
+from rag_app.errors import ModelInvalid, WorkerDied
+from rag_app.models import REMEDY, locate
+from rag_app.prompt import Message, Role, render
+
+ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
+
+
+class LlamaCpp(BaseChatModel):
+    """A GGUF model served by llama.cpp; greedy and seeded unless told otherwise.
+
+    Threads may share it: answers are made one after the other. Closing the iterator of `stream` stops the answer.
+    """
+
+    path: str | None = None
+    """The GGUF file; `$RAG_MODEL` or the bundled model by default."""
+    n_ctx: int = 4096
+    """Context window in tokens; the model's own where that is smaller."""
+    max_tokens: int = 256
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int = 0
+    repeat_penalty: float = 1.0
+
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _worker: "_Process | None" = PrivateAttr(default=None)
+
+    @property
+    def _llm_type(self) -> str:
+        return "llama.cpp"
+
+    def start(self) -> None:
+        """Starts the worker and its loading of the model, without waiting for either.
+
+        Raises:
+            ModelNotFound: there is no such file.
+            ModelInvalid: the file is not a GGUF.
+        """
+        if self._worker is None or not self._worker.alive():
+            path = locate(self.path)
+            self._worker = _Process(path)
+            self._worker.send({"op": "load", "path": str(path), "n_ctx": self.n_ctx})
+
+    def window(self) -> int:
+        """Context window in tokens, prompt and answer together; loads the model."""
+        with self._lock:
+            return int(self._ready().loaded["n_ctx"])
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, by the model's own tokenizer."""
+        with self._lock:
+            worker = self._ready()
+            counts: list[int] = worker.ask({"op": "count", "texts": list(texts)}, "counts")["counts"]
+            return counts
+
+    def overhead(self, messages: Sequence[Message]) -> int:
+        """Tokens that the chat template adds to the contents of `messages`, at most."""
+        with self._lock:
+            segments = self._segments(messages)
+        return sum(self.count_tokens([text for text, special in segments if special]))
+
+    def pid(self) -> int | None:
+        """Process id of the worker; None before the first use."""
+        return self._worker.pid if self._worker else None
+
+    def close(self) -> None:
+        """Ends the worker."""
+        if self._worker:
+            self._worker.end()
+
+    def _ready(self) -> "_Process":
+        self.start()
+        assert self._worker is not None
+        if not self._worker.loaded:
+            self._worker.wait_until_loaded()
+        return self._worker
+
+    def _segments(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        loaded = self._ready().loaded
+        try:
+            segments = render(messages, loaded["template"], loaded["bos"], loaded["eos"])
+        except ValueError as error:
+            raise ModelInvalid(f"the model '{self.path}': {error}. {REMEDY}") from error
+        return [(segment.text, segment.special) for segment in segments]
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        if stop or kwargs:
+            raise ValueError(f"not supported by this engine: {', '.join(['stop'] * bool(stop) + sorted(kwargs))}")
+        turns = [Message(ROLES[m.type], str(m.text)) for m in messages]
+        with self._lock:
+            request = {
+                "op": "generate",
+                "segments": self._segments(turns),
+                **self.model_dump(include={"max_tokens", "temperature", "top_p", "seed", "repeat_penalty"}),
+            }
+            for event in self._ready().events(request):
+                chunk = ChatGenerationChunk(message=_message(event))
+                if run_manager and event["event"] == "token":
+                    run_manager.on_llm_new_token(event["text"], chunk=chunk)
+                yield chunk
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+
+
+def _message(event: dict[str, Any]) -> AIMessageChunk:
+    if event["event"] == "token":
+        return AIMessageChunk(content=event["text"])
+    prompt, written = event["prompt_tokens"], event["completion_tokens"]
+    return AIMessageChunk(
+        content="",
+        response_metadata={"finish_reason": event["reason"]},
+        usage_metadata={"input_tokens": prompt, "output_tokens": written, "total_tokens": prompt + written},
+    )
+
+
+class _Process:
+    """The worker process and its two pipes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number = 0
+        self.loaded: dict[str, Any] = {}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rag_app.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            encoding="utf-8",
+            # Ctrl-C is for the program, which then closes the pipe; the worker must not die under it in mid-answer.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self.pid = self._process.pid
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, OSError):
+            raise self._died() from None
+
+    def ask(self, request: dict[str, Any], answer: str) -> dict[str, Any]:
+        self._number += 1
+        self.send({**request, "id": self._number})
+        return self._next(answer, self._number)
+
+    def wait_until_loaded(self) -> None:
+        self.loaded = self._next("loaded", None)
+
+    def events(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a generation, `done` last. Closing the iterator cancels it."""
+        self._number += 1
+        number = self._number
+        self.send({**request, "id": number})
+        finished = False
+        try:
+            while not finished:
+                event = self._next(None, number)
+                finished = event["event"] == "done"
+                yield event
+        except WorkerDied:
+            finished = True
+            raise
+        finally:
+            if not finished:
+                self.send({"op": "cancel", "id": number})
+                while self._next(None, number)["event"] != "done":
+                    pass
+
+    def end(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _next(self, wanted: str | None, number: int | None) -> dict[str, Any]:
+        assert self._process.stdout
+        while line := self._process.stdout.readline():
+            event: dict[str, Any] = json.loads(line)
+            if event["id"] != number:
+                continue  # the end of an answer that was given up
+            if event["event"] == "error":
+                raise self._refused(event)
+            if wanted in (None, event["event"]):
+                return event
+        raise self._died()
+
+    def _refused(self, event: dict[str, Any]) -> Exception:
+        if event["kind"] == "no_template":
+            return ModelInvalid(
+                f"the model '{self._path}' has no chat template, so nobody knows how to ask it. Add one with "
+                "gguf-new-metadata --chat-template (pip install gguf), or give another with --model"
+            )
+        if event["kind"] == "invalid":
+            return ModelInvalid(
+                f"the model '{self._path}' cannot be loaded: it is cut short, damaged, or of a kind that this "
+                "llama.cpp does not know. Fetch it again, or give another with --model"
+            )
+        return WorkerDied(f"the model failed ({event['message']}). Ask again")
+
+    def _died(self) -> WorkerDied:
+        code = self._process.wait()
+        self.loaded = {}
+        why = f"exit code {code}"
+        if code < 0:
+            why = signal.Signals(-code).name
+        memory = "; it may have run out of memory" if code == -signal.SIGKILL else ""
+        return WorkerDied(f"the process that runs the model ended ({why}{memory}). Ask again: it is started anew")
