@@ -1,0 +1,1 @@
+"""Examples in, adapter or exported model out."""

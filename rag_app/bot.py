@@ -3,8 +3,9 @@
 question ─► search ─► fit the window ─► prompt ─► generate ─► cite ─► Answer
 """
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +22,14 @@ RESERVE = 32
 """Tokens kept free for what the template puts between messages and for joints between pieces counted apart."""
 
 
-class Generator(Protocol):
+class ChatModel(Protocol):
     """What answering needs of a chat model, beside LangChain's `stream`."""
 
     max_tokens: int
+
+    def check(self) -> Path:
+        """The model's file; raises a RagError when there is none."""
+        ...
 
     def start(self) -> None:
         """Begins to load the model without waiting for it."""
@@ -48,6 +53,11 @@ class Found:
     """The search has ended."""
 
     hits: list[Hit]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The model is reading the passages; sent now and then, so that the answer can be stopped meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class Done:
     answer: Answer
 
 
-Event = Found | Token | Done
+Event = Found | Reading | Token | Done
 
 
 class Bot:
@@ -97,7 +107,7 @@ class Bot:
 
     def __init__(
         self,
-        model: Generator,
+        model: ChatModel,
         directory: str | Path | None = None,
         encoder: Encoder | type[SentenceEncoder] | Any = SentenceEncoder,
         k: int = 4,
@@ -105,6 +115,7 @@ class Bot:
         self.model, self.directory, self.k = model, directory, k
         self._encoder = encoder
         self._index: Index | None = None
+        self._lock = threading.Lock()
 
     def index(self) -> Index:
         """The current generation of the index.
@@ -113,9 +124,19 @@ class Bot:
             NoIndex: there is none.
             IndexDamaged: it is damaged.
         """
-        if self._index is None or not self._index.is_current():
-            self._index = Index.open(self.directory, self._encoder)
-        return self._index
+        with self._lock:
+            if self._index is None or not self._index.is_current():
+                self._index = Index.open(self.directory, self._encoder)
+            return self._index
+
+    def check(self) -> None:
+        """Looks, without loading anything, whether a question could be answered.
+
+        Raises:
+            RagError: there is no index, no encoder or no model; the text names the remedy.
+        """
+        self.index()
+        self.model.check()
 
     def load(self) -> None:
         """Loads index, encoder and model, side by side; later questions find them ready."""
@@ -131,8 +152,8 @@ class Bot:
                 return event.answer
         raise AssertionError("a stream ends with Done")
 
-    def stream(self, question: str) -> Iterator[Event]:
-        """The answer as it is made: Found, then Tokens, then Done. Closing the iterator stops the model.
+    def stream(self, question: str) -> Generator[Event]:
+        """The answer as it is made: Found, Readings, Tokens, then Done. Closing the iterator stops the model.
 
         Raises:
             RagError: one of index.errors or rag_app.errors; its text is a line for a person.
@@ -156,7 +177,9 @@ class Bot:
     def _fit(self, answer: Answer) -> tuple[list[Message], list[Hit]]:
         """The prompt with as many passages, from the best, as the window holds beside the answer."""
         texts = [passage_text(hit) for hit in answer.hits]
-        bare, *costs = self.model.count_tokens(["".join(m.content for m in question_prompt(answer.question, [])), *texts])
+        bare, *costs = self.model.count_tokens(
+            ["".join(m.content for m in question_prompt(answer.question, [])), *texts]
+        )
         room = self.model.window() - self.model.max_tokens - RESERVE - bare
         kept = 0
         for cost in costs:
@@ -177,9 +200,7 @@ class Bot:
         answer.timings["first_token_ms"] = 0.0
         yield Token(NOT_FOUND)
 
-    def _generate(
-        self, answer: Answer, prompt: list[Message], passages: list[Hit], clock: "_Clock"
-    ) -> Iterator[Event]:
+    def _generate(self, answer: Answer, prompt: list[Message], passages: list[Hit], clock: "_Clock") -> Iterator[Event]:
         citer = Citer(answer.question, passages)
         pieces = []
         clock.lap()
@@ -189,6 +210,8 @@ class Bot:
                 if shown := citer.feed(chunk.text):
                     pieces.append(shown)
                     yield Token(shown)
+            else:
+                yield Reading()
             if chunk.usage_metadata:
                 usage = chunk.usage_metadata
                 answer.usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}

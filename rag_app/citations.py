@@ -8,6 +8,7 @@ itself only name the passage to look at first, and vanish when that passage does
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from index import Hit
@@ -22,10 +23,13 @@ MARKER = re.compile(r" ?\[\d{1,3}(?:, ?\d{1,3})*\]")
 MARKER_BEGUN = re.compile(r" ?(\[(\d{1,3}(, ?\d{0,3})*)?)?$")
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
 STOP_WORDS = frozenset(
-    "a about all also an and any are as at be been but by can could did do does for from had has have how i if in "
-    "into is it its may more most must no not of on one only or other our should so some such than that the their "
-    "them then there these they this those to up use used using was we were what when where which who will with "
-    "would you your".split()
+    re.findall(
+        r"\w+",
+        """a about all also an and any are as at be been but by can could did do does for from had has have how i if in
+        into is it its may more most must no not of on one only or other our should so some such than that the their
+        them then there these they this those to up use used using was we were what when where which who will with
+        would you your""",
+    )
 )
 
 
@@ -145,7 +149,7 @@ def _quotes(passages: Sequence[Hit]) -> Iterator[_Quote]:
     for n, passage in enumerate(passages, 1):
         spans = [_trimmed(passage.text, *match.span()) for match in SENTENCE.finditer(passage.text)]
         spans = [(start, end) for start, end in spans if _words(passage.text[start:end])]
-        pairs = [(first[0], second[1]) for first, second in zip(spans, spans[1:], strict=False)]
+        pairs = [(first[0], second[1]) for first, second in pairwise(spans)]
         for start, end in spans + pairs:
             yield _Quote(n, start, end, _words(passage.text[start:end]))
 

@@ -46,17 +46,19 @@ def _ask(options: argparse.Namespace) -> dict[str, Any] | None:
         path=options.model, max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
     )
     bot = Bot(model, options.index, partial(SentenceEncoder, options.encoder), options.k)
+    begun = False
     try:
         for event in bot.stream(options.question):
             if isinstance(event, Token) and not options.json:
+                begun = True
                 print(event.text, end="", flush=True)  # noqa: T201
             elif isinstance(event, Done):
                 if options.json:
                     return event.answer.as_dict()
                 _print_sources(event.answer)
     except BaseException:
-        if not options.json:
-            say()
+        if begun:
+            say()  # the error gets a line of its own
         raise
     finally:
         model.close()

@@ -1,10 +1,10 @@
 """What can go wrong while answering, each with the remedy in its message.
 
-    RagError (index.errors)
-    ├── ModelNotFound         no model file at the path, or the bundled one is not installed
-    ├── ModelInvalid          the file is not a GGUF, is cut, or lacks a chat template
-    ├── PromptTooLong         the question alone does not fit the model's window
-    └── WorkerDied            the process that runs the model ended in the middle of an answer
+RagError (index.errors)
+├── ModelNotFound         no model file at the path, or the bundled one is not installed
+├── ModelInvalid          the file is not a GGUF, is cut, or lacks a chat template
+├── PromptTooLong         the question alone does not fit the model's window
+└── WorkerDied            the process that runs the model ended in the middle of an answer
 """
 
 from index.errors import RagError

@@ -49,6 +49,15 @@ class LlamaCpp(BaseChatModel):
     def _llm_type(self) -> str:
         return "llama.cpp"
 
+    def check(self) -> Path:
+        """The model file, not yet loaded.
+
+        Raises:
+            ModelNotFound: there is no such file.
+            ModelInvalid: the file is not a GGUF.
+        """
+        return locate(self.path)
+
     def start(self) -> None:
         """Starts the worker and its loading of the model, without waiting for either.
 
@@ -57,7 +66,7 @@ class LlamaCpp(BaseChatModel):
             ModelInvalid: the file is not a GGUF.
         """
         if self._worker is None or not self._worker.alive():
-            path = locate(self.path)
+            path = self.check()
             self._worker = _Process(path)
             self._worker.send({"op": "load", "path": str(path), "n_ctx": self.n_ctx})
 
@@ -136,6 +145,8 @@ class LlamaCpp(BaseChatModel):
 
 
 def _message(event: dict[str, Any]) -> AIMessageChunk:
+    if event["event"] == "reading":  # an empty piece, so that who waits for the first token can still stop
+        return AIMessageChunk(content="")
     if event["event"] == "token":
         return AIMessageChunk(content=event["text"])
     prompt, written = event["prompt_tokens"], event["completion_tokens"]

@@ -5,7 +5,8 @@ out-of-memory kill in native code ends one answer and no more. Requests, and the
 
     {"op": "load", "path", "n_ctx"}             loaded {template, n_ctx, special, bos, eos}
     {"op": "count", "texts"}                    counts {counts}
-    {"op": "generate", "id", "segments", …}     token {text} …, done {reason, prompt_tokens, completion_tokens}
+    {"op": "generate", "id", "segments", …}     reading {done, total} …, token {text} …,
+                                                done {reason, prompt_tokens, completion_tokens}
     {"op": "cancel", "id"}                      ends that generation early, with reason 'cancelled'
 
 Anything may be answered by `error {kind, message}` instead. When stdin closes, the process ends at once.
@@ -139,6 +140,7 @@ class Worker:
         for first in range(0, len(prompt) - 1, PREFILL):
             if number in self._cancelled:
                 return False
+            self._send({"id": number}, "reading", done=first, total=len(prompt))
             self._llama.eval(prompt[first : min(first + PREFILL, len(prompt) - 1)])
         return True
 

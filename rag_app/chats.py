@@ -1,0 +1,61 @@
+"""Conversations on disk: SQLite, safe under several threads and programs, whole after a kill. Knows no models."""
+
+import json
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from index.paths import home
+
+SCHEMA = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS messages (
+    id INTEGER PRIMARY KEY,
+    chat TEXT NOT NULL,
+    role TEXT NOT NULL,             -- 'user' or 'assistant'
+    content TEXT NOT NULL,
+    details TEXT NOT NULL,          -- JSON: the whole Answer, and how it ended
+    at REAL NOT NULL                -- Unix time
+);
+CREATE INDEX IF NOT EXISTS messages_chat ON messages (chat);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Chats:
+    """All conversations of one home folder; the file is made with the first message."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or home() / "chats.sqlite3"
+
+    def add(self, chat: str, turn: Turn) -> None:
+        """Appends a message; on disk when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._connect()) as db, db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(TABLES)
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+            row = (chat, turn.role, turn.content, json.dumps(turn.details, ensure_ascii=False), time.time())
+            db.execute("INSERT INTO messages (chat, role, content, details, at) VALUES (?, ?, ?, ?, ?)", row)
+
+    def turns(self, chat: str) -> list[Turn]:
+        """The messages of a conversation, oldest first; none for one that does not exist."""
+        if not self._path.exists():
+            return []
+        with closing(self._connect()) as db:
+            sql = "SELECT role, content, details FROM messages WHERE chat = ? ORDER BY id"
+            return [Turn(role, content, json.loads(details)) for role, content, details in db.execute(sql, (chat,))]
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=10)

@@ -1,0 +1,133 @@
+"""Answers in the background, for pages that come and go: a rerun, a reload or a closed tab never cuts one.
+
+The page asks, follows, stops; the desk runs the bot in a thread per answer and writes each outcome to the chats.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from index import Hit, RagError
+from rag_app.bot import Answer, Bot, Done, Found, Token
+from rag_app.chats import Chats, Turn
+
+
+class Run:
+    """One answer in the making."""
+
+    def __init__(self, bot: Bot, question: str) -> None:
+        self.stage = "Loading the models …"
+        self.text = ""
+        self.hits: list[Hit] = []
+        self.answer: Answer | None = None
+        self.error = ""
+        """A line for a person, when the answer failed."""
+        self.stopped = False
+        """Whether somebody stopped it."""
+        self._bot, self._question = bot, question
+        self._changed = threading.Condition()
+        self._over = False
+
+    def stop(self) -> None:
+        """Asks for the end; what is written so far is kept."""
+        self.stopped = True
+
+    def follow(self) -> Iterator[tuple[str, str]]:
+        """Stage and text whenever one of them changes, until the answer is complete, stopped or failed."""
+        seen = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._over or (self.stage, self.text) != seen)  # type: ignore[misc]
+                seen, over = (self.stage, self.text), self._over
+            yield seen
+            if over:
+                return
+
+    def work(self) -> Turn:
+        """Makes the answer; gives what is to be kept of it. `finish` lets the followers go."""
+        events = self._bot.stream(self._question)
+        try:
+            for event in events:
+                if isinstance(event, Found):
+                    self.hits = event.hits
+                    self._show("Reading the passages …")
+                elif isinstance(event, Token):
+                    self._show("", event.text)
+                elif isinstance(event, Done):
+                    self.answer, self.stopped = event.answer, False
+                if self.stopped:
+                    break
+        except RagError as error:
+            self.error = str(error)
+        except Exception as error:  # the page must say that something went wrong, whatever it was
+            self.error = f"the answer failed ({type(error).__name__}: {error})"
+        finally:
+            events.close()
+        so_far = self.answer or Answer(self._question, self.text, hits=self.hits)
+        return Turn("assistant", so_far.answer, {**asdict(so_far), "error": self.error, "stopped": self.stopped})
+
+    def finish(self) -> None:
+        """Ends every `follow`."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def _show(self, stage: str, text: str = "") -> None:
+        with self._changed:
+            self.stage = stage
+            self.text += text
+            self._changed.notify_all()
+
+
+class Desk:
+    """The answers being made, by conversation, at most one in each."""
+
+    def __init__(self, bot: Bot, chats: Chats) -> None:
+        self.bot, self.chats = bot, chats
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, chat: str, question: str) -> Run:
+        """Begins an answer; the question is kept first. While one is being made for this chat, gives that one."""
+        with self._lock:
+            if chat in self._runs:
+                return self._runs[chat]
+            self.chats.add(chat, Turn("user", question))
+            run = self._runs[chat] = Run(self.bot, question)
+        threading.Thread(target=self._work, args=(chat, run), daemon=True).start()
+        return run
+
+    def running(self, chat: str) -> Run | None:
+        """The answer being made for a conversation."""
+        return self._runs.get(chat)
+
+    def _work(self, chat: str, run: Run) -> None:
+        try:
+            self.chats.add(chat, run.work())
+        finally:
+            with self._lock:
+                del self._runs[chat]
+            run.finish()
+
+    def problem(self) -> str:
+        """Why no question can be answered now, with the remedy; empty when all is well."""
+        try:
+            self.bot.check()
+        except RagError as error:
+            return str(error)
+        return ""
+
+    def model_name(self) -> str:
+        """Name of the model file in use."""
+        return self.bot.model.check().name
+
+    def warm_up(self) -> None:
+        """Loads everything in the background, so that the first question does not wait for it."""
+
+        def load() -> None:
+            try:
+                self.bot.load()
+            except RagError:
+                return  # the first question will say it
+
+        threading.Thread(target=load, daemon=True).start()

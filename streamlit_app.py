@@ -1,0 +1,107 @@
+"""The chat page. Layout only: what it shows is made by rag_app."""
+
+import html
+import uuid
+
+import streamlit as st
+
+from index.paths import shown
+from rag_app.bot import Bot
+from rag_app.chats import Chats, Turn
+from rag_app.desk import Desk, Run
+from rag_app.llama import LlamaCpp
+from rag_app.show import Source, as_markdown, sources
+
+
+@st.cache_resource(show_spinner=False)
+def open_desk() -> Desk:
+    """One desk for all visitors; the models load while the first of them types."""
+    desk = Desk(Bot(LlamaCpp()), Chats())
+    desk.warm_up()
+    return desk
+
+
+def main() -> None:
+    """Draws the page once."""
+    st.set_page_config(page_title="Chat with your documents", page_icon="📄")
+    desk = open_desk()
+    chat = st.query_params.get("chat", "") or uuid.uuid4().hex[:12]
+    draw_sidebar(desk)
+    st.title("Chat with your documents")
+    problem = desk.problem()
+    if problem:
+        st.error(problem)
+        st.button("Look again")
+    run = desk.running(chat)
+    turns = desk.chats.turns(chat)
+    for number, turn in enumerate(turns):
+        draw_turn(turn, f"{chat}-{number}")
+    if not turns and not problem:
+        st.caption("Ask a question. The answer names the passages that it comes from; open one to see it in its place.")
+    question = st.chat_input("Ask about your documents", disabled=bool(problem or run))
+    if question:
+        st.query_params["chat"] = chat
+        with st.chat_message("user"):
+            st.text(question)
+        run = desk.ask(chat, question)
+    if run:
+        follow(run)
+        st.rerun()
+
+
+def draw_sidebar(desk: Desk) -> None:
+    """What is indexed, and a way to start afresh."""
+    with st.sidebar:
+        if st.button("New chat", icon=":material/add:", width="stretch"):
+            st.query_params.clear()
+            st.rerun()
+        if not desk.problem():
+            status = desk.bot.index().status()
+            st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
+            for root in status["roots"]:
+                st.caption(f":material/folder: {as_markdown(shown(root))}")
+            st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
+
+
+def draw_turn(turn: Turn, key: str) -> None:
+    """A message as it was kept: the question, or the answer with its sources."""
+    with st.chat_message(turn.role):
+        if turn.role == "user":
+            st.text(turn.content)
+            return
+        st.markdown(as_markdown(turn.content))
+        if turn.details.get("stopped"):
+            st.caption(":material/stop_circle: stopped")
+        if turn.details.get("error"):
+            st.error(turn.details["error"])
+        if turn.details.get("refused"):
+            st.caption("The nearest passages:")
+        for number, source in enumerate(sources(turn.details)):
+            draw_source(source, f"{key}-{number}")
+
+
+def draw_source(source: Source, key: str) -> None:
+    """A source, closed; opened, it shows the passage with what is quoted from it marked."""
+    with st.expander(as_markdown(source.label), key=key, icon=":material/format_quote:" if source.cited else None):
+        marked = "".join(
+            f'<mark style="background: rgba(255, 196, 0, 0.35); color: inherit">{html.escape(text)}</mark>'
+            if is_quote
+            else html.escape(text)
+            for text, is_quote in source.pieces
+        )
+        st.html(f'<div style="white-space: pre-wrap; overflow-wrap: anywhere">{marked}</div>')
+        st.caption(as_markdown(source.place))
+
+
+def follow(run: Run) -> None:
+    """Shows an answer while it is made, with a way to stop it."""
+    with st.chat_message("assistant"):
+        stage, text = st.empty(), st.empty()
+        st.button("Stop", icon=":material/stop_circle:", on_click=run.stop)
+        for doing, so_far in run.follow():
+            stage.caption(f":material/hourglass_top: {doing}") if doing else stage.empty()
+            text.markdown(as_markdown(so_far))
+
+
+if __name__ == "__main__":
+    main()

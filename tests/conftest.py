@@ -1,0 +1,115 @@
+"""What the tests share: no network, no home of the user's, tiny fakes, and one small real index."""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NETBLOCK = str(Path(__file__).parent / "netblock")
+
+# Child processes too: Python imports sitecustomize from there before anything else.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [NETBLOCK, os.environ.get("PYTHONPATH")]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, NETBLOCK)
+import sitecustomize as netblock  # noqa: E402
+
+netblock.block()
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test writes below its own folder and sees none of the user's settings."""
+    for name in ("RAG_ENCODER", "RAG_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAG_HOME", str(tmp_path / "rag-home"))
+
+
+class WordEncoder:
+    """A deterministic encoder for tests: a bag of words, hashed into 64 dimensions. Counts what it encodes."""
+
+    precision = "fp32"
+
+    def __init__(self, name: str = "words", dimension: int = 64) -> None:
+        self.identity: Any = SimpleNamespace(name=name, dimension=dimension)
+        self.identity.as_dict = lambda: {"name": name, "dimension": dimension, "fingerprint": name}
+        self.encoded: list[str] = []
+
+    def tokenize(self, text: str) -> Sequence[tuple[int, int]]:
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Any:
+        self.encoded += texts
+        if progress:
+            progress(len(texts))
+        return np.stack([self._vector(text) for text in texts])
+
+    def encode_query(self, query: str) -> Any:
+        return self._vector(query)
+
+    def _vector(self, text: str) -> Any:
+        vector = np.full(self.identity.dimension, 1e-3, np.float32)
+        for word in re.findall(r"\w+", text.lower()):
+            vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % self.identity.dimension] += 1
+        return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def encoder() -> WordEncoder:
+    return WordEncoder()
+
+
+@pytest.fixture(scope="session")
+def real_encoder() -> Any:
+    from index.encoder import SentenceEncoder
+
+    return SentenceEncoder()
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Iterator[Any]:
+    from rag_app.llama import LlamaCpp
+
+    model = LlamaCpp(max_tokens=48)
+    yield model
+    model.close()
+
+
+FACTS = {
+    "animals.md": "# Animals\n\n## Okapi\n\nThe okapi lives in the Ituri rainforest. Its tongue is 45 centimetres long.\n\n"
+    "## Axolotl\n\nThe axolotl keeps its gills for life. It lives in Lake Xochimilco near Mexico City.\n",
+    "lunch.txt": "Team lunch policy\n\nThe lunch allowance is 14 euros a day. Requests above it need a manager.\n",
+    "engine.html": "<html><head><title>Engine manual</title></head><body><nav>Home</nav><h1>Engine</h1>"
+    "<h2>Oil</h2><p>Change the oil every 7500 kilometres.</p></body></html>",
+}
+
+
+@pytest.fixture(scope="session")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small documents."""
+    folder = tmp_path_factory.mktemp("facts")
+    for name, text in FACTS.items():
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_index(facts: Path, real_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of `facts` by the bundled encoder. Not to be written to: copy it with `copy_of`."""
+    from index import build
+
+    directory = tmp_path_factory.mktemp("real") / "index"
+    build([facts], directory, encoder=real_encoder)
+    return directory
+
+
+def copy_of(directory: Path, to: Path) -> Path:
+    return Path(shutil.copytree(directory, to))
