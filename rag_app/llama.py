@@ -128,8 +128,9 @@ class LlamaCpp(BaseChatModel):
                 "segments": self._segments(turns),
                 **self.model_dump(include={"max_tokens", "temperature", "top_p", "seed", "repeat_penalty"}),
             }
+            chunks = _Chunks()
             for event in self._ready().events(request):
-                chunk = ChatGenerationChunk(message=_message(event))
+                chunk = chunks.of(event)
                 if run_manager and event["event"] == "token":
                     run_manager.on_llm_new_token(event["text"], chunk=chunk)
                 yield chunk
@@ -144,17 +145,26 @@ class LlamaCpp(BaseChatModel):
         return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
 
-def _message(event: dict[str, Any]) -> AIMessageChunk:
-    if event["event"] == "reading":  # an empty piece, so that who waits for the first token can still stop
-        return AIMessageChunk(content="")
-    if event["event"] == "token":
-        return AIMessageChunk(content=event["text"])
-    prompt, written = event["prompt_tokens"], event["completion_tokens"]
-    return AIMessageChunk(
-        content="",
-        response_metadata={"finish_reason": event["reason"]},
-        usage_metadata={"input_tokens": prompt, "output_tokens": written, "total_tokens": prompt + written},
-    )
+class _Chunks:
+    """Events as LangChain's chunks, whose token counts add up to the totals however early the stream is closed."""
+
+    def __init__(self) -> None:
+        self._counted = {"prompt_tokens": 0, "completion_tokens": 0}
+
+    def of(self, event: dict[str, Any]) -> ChatGenerationChunk:
+        """A piece of text; or, while the prompt is read, an empty one, so that the answer can be stopped meanwhile."""
+        prompt, written = self._more("prompt_tokens", event), self._more("completion_tokens", event)
+        message = AIMessageChunk(
+            content=event.get("text", ""),
+            response_metadata={"finish_reason": event["reason"]} if event["event"] == "done" else {},
+            usage_metadata={"input_tokens": prompt, "output_tokens": written, "total_tokens": prompt + written},
+        )
+        return ChatGenerationChunk(message=message)
+
+    def _more(self, what: str, event: dict[str, Any]) -> int:
+        more = int(event.get(what, self._counted[what])) - self._counted[what]
+        self._counted[what] += more
+        return more
 
 
 class _Process:

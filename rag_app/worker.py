@@ -5,7 +5,7 @@ out-of-memory kill in native code ends one answer and no more. Requests, and the
 
     {"op": "load", "path", "n_ctx"}             loaded {template, n_ctx, special, bos, eos}
     {"op": "count", "texts"}                    counts {counts}
-    {"op": "generate", "id", "segments", …}     reading {done, total} …, token {text} …,
+    {"op": "generate", "id", "segments", …}     reading {prompt_tokens} …, token {text, completion_tokens} …,
                                                 done {reason, prompt_tokens, completion_tokens}
     {"op": "cancel", "id"}                      ends that generation early, with reason 'cancelled'
 
@@ -118,7 +118,7 @@ class Worker:
             for written, token in enumerate(self._sample(prompt, request), 1):
                 text = decoder.decode(self._llama.detokenize([token], prev_tokens=prompt))
                 if text:
-                    self._send(request, "token", text=text)
+                    self._send(request, "token", text=text, completion_tokens=written)
                 if request["id"] in self._cancelled:
                     reason = "cancelled"
                     break
@@ -140,7 +140,7 @@ class Worker:
         for first in range(0, len(prompt) - 1, PREFILL):
             if number in self._cancelled:
                 return False
-            self._send({"id": number}, "reading", done=first, total=len(prompt))
+            self._send({"id": number}, "reading", prompt_tokens=len(prompt))
             self._llama.eval(prompt[first : min(first + PREFILL, len(prompt) - 1)])
         return True
 

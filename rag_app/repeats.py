@@ -1,0 +1,77 @@
+"""Ends an answer that goes round in circles, as small models do under greedy decoding. Text in, text out."""
+
+import math
+
+LEAST_WORDS = 4
+"""A sentence shorter than this may well occur twice."""
+LOOP_WORDS = 9
+"""Words that a phrase, repeated at least three times, must cover to count as a loop within a sentence."""
+LONGEST_PHRASE = 12
+
+
+class Repeats:
+    """Passes an answer on until a sentence comes a second time, or a phrase comes over and over.
+
+    What might become a repeated sentence is held back until it differs, so a repetition is never shown.
+    """
+
+    def __init__(self) -> None:
+        self.looping = False
+        """Whether the answer should end here."""
+        self._seen: set[str] = set()
+        self._sentence = ""
+        self._held = ""
+        self._in_code = False
+
+    def feed(self, text: str) -> str:
+        """Takes the next piece; gives what can be shown."""
+        shown = ""
+        for character in text:
+            if not self.looping:
+                shown += self._take(character)
+        return shown
+
+    def finish(self) -> str:
+        """The rest, when the answer has ended; nothing where that was only the start of a repetition."""
+        held, self._held = self._held, ""
+        return "" if self.looping or (self._begins_like_another() and self._long_enough()) else held
+
+    def _take(self, character: str) -> str:
+        self._sentence += character
+        self._held += character
+        ended = character.isspace() and (character == "\n" or self._sentence.rstrip().endswith((".", "!", "?")))
+        if ended:
+            self._end_sentence()
+        elif self._sentence.strip() and self._begins_like_another():
+            return ""
+        elif character.isspace() and not self._in_code:
+            self.looping = self._loops()
+        shown, self._held = self._held, ""
+        return shown
+
+    def _end_sentence(self) -> None:
+        self._in_code ^= self._sentence.count("```") % 2 == 1
+        if self._long_enough() and not self._in_code:
+            if self._key() in self._seen:
+                self.looping, self._held = True, ""
+            self._seen.add(self._key())
+        self._sentence = ""
+
+    def _key(self) -> str:
+        return " ".join(self._sentence.split()).casefold()
+
+    def _long_enough(self) -> bool:
+        return len(self._sentence.split()) >= LEAST_WORDS
+
+    def _begins_like_another(self) -> bool:
+        key = self._key()
+        return not self._in_code and any(sentence.startswith(key) for sentence in self._seen)
+
+    def _loops(self) -> bool:
+        words = self._sentence.casefold().split()
+        for phrase in range(1, LONGEST_PHRASE + 1):
+            times = max(3, math.ceil(LOOP_WORDS / phrase))
+            tail = words[-phrase * times :]
+            if len(tail) == phrase * times and tail == tail[:phrase] * times:
+                return True
+        return False

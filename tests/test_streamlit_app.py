@@ -1,0 +1,240 @@
+"""The chat page in a real headless Chromium, served as `make chat` serves it, with the real encoder and model."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index import build
+from tests.conftest import ROOT, copy_of
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium; to run the browser tests: sudo apt-get install chromium"),
+]
+QUESTION = "Where does the okapi live and how long is its tongue?"
+PATIENCE = 120_000  # ms; only how long a broken page is waited for
+
+
+class Served:
+    """A running page server, its home, and the process that runs its model."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str], home: Path) -> None:
+        self.url, self.process, self.home = url, process, home
+
+    def worker(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids = [int(pid) for file in children for pid in file.read_text().split()]
+        return next(pid for pid in pids if b"rag_app.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@contextmanager
+def serve(home: Path, **settings: str) -> Iterator[Served]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.address", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--server.port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "RAG_HOME": str(home), **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "URL" in line:
+                break
+        assert process.poll() is None, "".join(seen)
+        yield Served(f"http://127.0.0.1:{port}", process, home)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def served(real_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("home")
+    copy_of(real_index, home / "index")
+    with serve(home) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    arguments += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    tab = context.new_page()
+    tab.asked_for = []
+    tab.on("request", lambda request: tab.asked_for.append(request.url))
+    yield tab
+    context.close()
+
+
+def ask(page: Any, question: str) -> None:
+    field = page.get_by_test_id("stChatInputTextArea")
+    field.fill(question)
+    field.press("Enter")
+
+
+def answer(page: Any) -> Any:
+    return page.get_by_test_id("stChatMessage").nth(-1)
+
+
+def wait_for_text(page: Any) -> str:
+    """The answer's text as soon as there is any: the stage line above it is a caption, and gone by then."""
+    page.wait_for_function(
+        """() => {
+            const last = [...document.querySelectorAll('[data-testid=stChatMessage]')].at(-1);
+            const blocks = last ? last.querySelectorAll('[data-testid=stMarkdownContainer] p') : [];
+            return [...blocks].some(p => !p.closest('[data-testid=stCaptionContainer], button') && p.innerText.trim());
+        }"""
+    )
+    return text_of(page)
+
+
+def text_of(page: Any) -> str:
+    blocks = answer(page).locator("[data-testid=stMarkdown] [data-testid=stMarkdownContainer]").all_inner_texts()
+    return "\n".join(blocks).strip()
+
+
+def wait_until_done(page: Any) -> None:
+    page.get_by_role("button", name="Stop").wait_for(state="detached")
+    page.get_by_test_id("stExpander").first.wait_for()
+
+
+def test_ask_watch_the_stream_open_a_source_reload(page: Any, served: Served) -> None:
+    page.goto(served.url)
+    page.get_by_text("3 documents").wait_for()
+    ask(page, QUESTION)
+    begun = wait_for_text(page)
+    os.kill(served.worker(), signal.SIGSTOP)  # holds the answer where it is, so that the look at it is no race
+    try:
+        assert page.get_by_role("button", name="Stop").is_visible()
+        assert page.get_by_test_id("stChatInputTextArea").is_disabled()
+    finally:
+        os.kill(served.worker(), signal.SIGCONT)
+    wait_until_done(page)
+    whole = text_of(page)
+    assert len(whole) > len(begun)
+    assert "Ituri" in whole or "45" in whole
+
+    source = answer(page).get_by_test_id("stExpander").first
+    assert "animals.md" in source.inner_text()
+    source.click()
+    source.get_by_text("The okapi lives in the Ituri rainforest.").first.wait_for()
+    assert source.locator("mark").first.inner_text() in Path(next(served_facts(served))).read_text("utf-8")
+
+    page.reload()
+    page.get_by_test_id("stExpander").first.wait_for()
+    assert QUESTION in page.get_by_test_id("stChatMessage").first.inner_text()
+    assert text_of(page) == whole
+    outside = [url for url in page.asked_for if not re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", url)]
+    assert not outside
+
+
+def served_facts(served: Served) -> Iterator[str]:
+    from index import Index
+
+    return (s for s in Index.open(served.home / "index").manifest.files if s.endswith("animals.md"))
+
+
+def test_stop_in_the_middle_keeps_what_is_written(page: Any, served: Served) -> None:
+    page.goto(served.url)
+    ask(page, QUESTION)
+    wait_for_text(page)
+    os.kill(served.worker(), signal.SIGSTOP)
+    try:
+        begun = text_of(page)
+        page.get_by_role("button", name="Stop").click()
+    finally:
+        os.kill(served.worker(), signal.SIGCONT)
+    page.get_by_text("stopped", exact=True).wait_for()
+    assert text_of(page).startswith(begun[:10])
+    ask(page, "What is the lunch allowance?")
+    page.get_by_test_id("stChatMessage").nth(3).wait_for()
+    wait_until_done(page)
+    assert "14" in text_of(page)
+
+
+def test_reload_in_the_middle_does_not_cut_the_answer(page: Any, served: Served) -> None:
+    page.goto(served.url)
+    ask(page, QUESTION)
+    wait_for_text(page)
+    os.kill(served.worker(), signal.SIGSTOP)
+    try:
+        page.reload()
+        page.get_by_role("button", name="Stop").wait_for()
+    finally:
+        os.kill(served.worker(), signal.SIGCONT)
+    wait_until_done(page)
+    assert "stopped" not in answer(page).inner_text()
+    assert text_of(page)
+
+
+def test_killed_worker_is_an_error_and_the_next_question_works(page: Any, served: Served) -> None:
+    page.goto(served.url)
+    ask(page, QUESTION)
+    wait_for_text(page)
+    os.kill(served.worker(), signal.SIGKILL)
+    page.get_by_text("the process that runs the model ended").wait_for()
+    ask(page, "What is the lunch allowance?")
+    page.get_by_test_id("stChatMessage").nth(3).wait_for()
+    wait_until_done(page)
+    assert "14" in text_of(page)
+
+
+def test_no_index_then_one(page: Any, facts: Path, real_encoder: Any, tmp_path: Path) -> None:
+    with serve(tmp_path / "home") as server:
+        page.goto(server.url)
+        page.get_by_text("there is no index at").wait_for()
+        assert page.get_by_test_id("stChatInputTextArea").is_disabled()
+        assert not (tmp_path / "home").exists()
+        build([facts], tmp_path / "home" / "index", encoder=real_encoder)
+        page.get_by_role("button", name="Look again").click()
+        page.get_by_text("3 documents").wait_for()
+        assert page.get_by_test_id("stChatInputTextArea").is_enabled()
+
+
+def test_no_model(page: Any, real_index: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    copy_of(real_index, home / "index")
+    with serve(home, RAG_MODEL="/nowhere/model.gguf") as server:
+        page.goto(server.url)
+        page.get_by_text("'/nowhere/model.gguf' does not exist").wait_for()
+
+
+def test_bad_questions_get_a_message(page: Any, served: Served) -> None:
+    page.goto(served.url)
+    ask(page, "word " * 20_000)
+    page.get_by_text("tokens long").wait_for()
+    assert page.get_by_test_id("stChatInputTextArea").is_enabled()
