@@ -282,6 +282,8 @@ class _Build:
             chunks = chunk(document, self.encoder.tokenize, self.settings)
             if not chunks:
                 raise LoadError("the file holds no text")
+            title = document.title or path.stem
+            rows = [self._row(manifest.chunks + i, source, c, title) for i, c in enumerate(chunks)]
         except OSError as error:
             row.error = f"cannot be opened ({error.strerror})"
             row.mtime_ns = 0  # tried again by the next build: a permission leaves no trace in size or time
@@ -293,7 +295,6 @@ class _Build:
             self.report.files_failed.append({"path": source, "error": row.error})
             return
         row.title, row.chunks = document.title, len(chunks)
-        rows = [self._row(manifest.chunks + i, source, c, document.title or path.stem) for i, c in enumerate(chunks)]
         db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         manifest.chunks += len(chunks)
         self.report.files_indexed += 1

@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
 
     search = commands.add_parser("search", help="print the passages nearest to a query")
-    search.add_argument("query", metavar="QUERY")
+    search.add_argument("query", type=console.words, metavar="QUERY")
     search.add_argument("-k", type=int, default=4, metavar="N", help="how many (default: 4)")
     search.set_defaults(run=_search)
 

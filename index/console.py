@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from index.errors import RagError
+from index.paths import printable
 
 Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
 
@@ -76,7 +77,7 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
 
 
 def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if as_json:
         print(json.dumps({"error": line}, ensure_ascii=False))  # noqa: T201
     sys.stdout.flush()
@@ -86,7 +87,12 @@ def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
 
 def say(line: str = "") -> None:
     """A line for a person on stdout."""
-    print(line)  # noqa: T201
+    print(printable(line))  # noqa: T201
+
+
+def words(argument: str) -> str:
+    """For argparse: text whose bytes may not be UTF-8, made so."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where the program keeps what it writes, and how a path is shown. Touches no file."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -16,7 +17,11 @@ def default_index() -> Path:
 
 def shown(source: str) -> str:
     """`source` (an absolute path) as a person wants to read it: relative where it lies below the current folder."""
-    try:
-        return Path(source).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return source
+    with suppress(ValueError):
+        source = Path(source).relative_to(Path.cwd()).as_posix()
+    return printable(source)
+
+
+def printable(text: str) -> str:
+    """Text from a document or a file name without what would command a terminal; line breaks and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -48,6 +48,12 @@ def scan(paths: Iterable[Path], suffixes: Iterable[str], leave_out: Path) -> Sca
 
 def _take(path: Path, result: Scan) -> None:
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        readable = Path(os.fsencode(path).decode("utf-8", "replace"))
+        result.skipped.append((readable, "its name is not valid UTF-8: rename it"))
+        return
+    try:
         result.files[path] = path.stat()
     except OSError as error:
         result.skipped.append((path, f"cannot be opened ({error.strerror})"))

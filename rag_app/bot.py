@@ -20,8 +20,6 @@ from rag_app.repeats import Repeats
 MIN_SCORE = 0.25
 """Cosine below which the nearest passage has nothing to do with the question: of 2,578 questions about the indexed
 documents 0.3% fall below it, of 1,873 about other subjects 44% (bench/refusal.py on SQuAD's training part)."""
-RESERVE = 32
-"""Tokens kept free for what the template puts between messages and for joints between pieces counted apart."""
 
 
 class ChatModel(Protocol):
@@ -41,8 +39,8 @@ class ChatModel(Protocol):
         """Context window in tokens; waits until the model is loaded."""
         ...
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt as the model will read it."""
         ...
 
     def stream(self, input: Any) -> Iterator[Any]:
@@ -180,23 +178,18 @@ class Bot:
     def _fit(self, answer: Answer) -> tuple[list[Message], list[Hit]]:
         """The prompt with as many passages, from the best, as the window holds beside the answer."""
         texts = [passage_text(hit) for hit in answer.hits]
-        bare, *costs = self.model.count_tokens(
-            ["".join(m.content for m in question_prompt(answer.question, [])), *texts]
+        window = self.model.window()
+        room = window - min(self.model.max_tokens, window // 4)
+        for kept in range(len(texts), 0, -1):
+            prompt = question_prompt(answer.question, texts[:kept])
+            if self.model.count_tokens(prompt) <= room:
+                answer.dropped = len(texts) - kept
+                return prompt, answer.hits[:kept]
+        bare = self.model.count_tokens(question_prompt(answer.question, []))
+        raise PromptTooLong(
+            f"the question is too long: {bare:,} tokens with the instructions leave no room for a passage and an "
+            f"answer in the model's window of {window:,}. Shorten it, and put long texts into the index instead"
         )
-        room = self.model.window() - self.model.max_tokens - RESERVE - bare
-        kept = 0
-        for cost in costs:
-            room -= cost + RESERVE // 4  # the number and the blank lines around it
-            if room < 0:
-                break
-            kept += 1
-        if not kept:
-            raise PromptTooLong(
-                f"the question is too long: {bare:,} tokens leave no room for a passage and an answer in the model's "
-                f"window of {self.model.window():,}. Shorten it, and put long texts into the index instead"
-            )
-        answer.dropped = len(texts) - kept
-        return question_prompt(answer.question, texts[:kept]), answer.hits[:kept]
 
     def _refuse(self, answer: Answer) -> Iterator[Event]:
         answer.answer, answer.refused, answer.finish_reason = NOT_FOUND, True, "refused"

@@ -19,8 +19,12 @@ QUESTION_WEIGHT = 0.3
 """How much the question's words count in choosing between quotes that support a sentence equally."""
 
 WORD = re.compile(r"[^\W_]+(?:[.'_-][^\W_]+)*")
-MARKER = re.compile(r" ?\[\d{1,3}(?:, ?\d{1,3})*\]")
-MARKER_BEGUN = re.compile(r" ?(\[(\d{1,3}(, ?\d{0,3})*)?)?$")
+MARKER = re.compile(r" ?\[\d{1,3}(?:, ?\d{1,3})*\](?!\()")
+MARKER_BEGUN = re.compile(r" ?(\[(\d{1,3}(, ?\d{0,3})*\]?)?)?\Z")
+FENCE = re.compile(r"[\s>*+\d.-]*```[^`]*$")
+ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Dr|Mrs?|Ms|Prof|St|[Ff]ig|al|approx|cf|vs)\.$|^\W*\d{1,3}\.$"
+)
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
 STOP_WORDS = frozenset(
     re.findall(
@@ -72,7 +76,8 @@ class Citer:
         self._held = ""
         self._sentence = ""
         self._named: list[int] = []
-        self._in_code = False
+        self._line = ""
+        self._fenced = False
 
     def feed(self, text: str) -> str:
         """Takes the next piece; gives what can be shown of it. What might become a marker is held back."""
@@ -85,11 +90,14 @@ class Citer:
 
     def _release(self, *, final: bool) -> Iterator[str]:
         while self._held:
-            if marker := MARKER.match(self._held):
+            begun = None if self._in_code() else MARKER_BEGUN.match(self._held)
+            if begun and not final:
+                return
+            if not self._in_code() and (marker := MARKER.match(self._held)):
                 self._named += [int(number) for number in re.findall(r"\d+", marker.group())]
                 self._held = self._held[marker.end() :]
-            elif not final and MARKER_BEGUN.match(self._held):
-                return
+            elif begun and "[" in self._held:
+                self._held = ""  # the answer was cut in the middle of a marker
             else:
                 yield from self._next_character()
         if final:
@@ -97,18 +105,32 @@ class Citer:
 
     def _next_character(self) -> Iterator[str]:
         character, self._held = self._held[0], self._held[1:]
-        if character.isspace() and (character == "\n" or self._sentence.rstrip("\"')]")[-1:] in tuple(".!?")):
+        if character == "\n" or (character.isspace() and not self._in_code() and self._is_whole()):
             yield self._close()
         self._sentence += character
+        self._line += character
+        if character == "\n":
+            self._fenced ^= bool(FENCE.match(self._line))
+            self._line = ""
         yield character
+
+    def _is_whole(self) -> bool:
+        """Whether the sentence at hand has come to its full stop."""
+        ends = self._sentence.rstrip("\"')]")[-1:] in tuple(".!?")
+        return ends and not ABBREVIATION.search(self._sentence)
+
+    def _in_block(self) -> bool:
+        return self._fenced or bool(FENCE.match(self._line))
+
+    def _in_code(self) -> bool:
+        """Whether the next character belongs to code, where brackets are no markers and stops end no sentence."""
+        return self._in_block() or self._line.count("`") % 2 == 1
 
     def _close(self) -> str:
         """Ends the sentence at hand; gives its marker, or nothing."""
-        sentence, named = self._sentence, self._named
-        fences = sentence.count("```")
-        code, self._in_code = self._in_code or fences > 0, self._in_code ^ (fences % 2 == 1)
-        if not _words(sentence):
-            return ""  # an abbreviation or a bullet: the sentence goes on
+        sentence, named, code = self._sentence, self._named, self._in_block()
+        if not code and not _words(sentence):
+            return ""  # a bullet or a row of dots: the sentence goes on
         self._sentence, self._named = "", []
         quote = None if code else self._best(_words(sentence), named)
         if quote is None:

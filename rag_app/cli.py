@@ -7,7 +7,7 @@ from typing import Any
 
 from index import console
 from index.console import say
-from index.paths import shown
+from index.paths import printable, shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     root = console.parser("rag-app", "A question in, a cited answer out.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     ask = commands.add_parser("ask", help="answer a question from the indexed documents")
-    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("question", type=console.words, metavar="QUESTION")
     ask.add_argument("-k", type=int, default=4, metavar="N", help="how many passages the model reads (default: 4)")
     ask.add_argument("--model", metavar="FILE", help="a GGUF file (default: $RAG_MODEL, or the bundled model)")
     ask.add_argument("--max-tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)")
@@ -51,7 +51,7 @@ def _ask(options: argparse.Namespace) -> dict[str, Any] | None:
         for event in bot.stream(options.question):
             if isinstance(event, Token) and not options.json:
                 begun = True
-                print(event.text, end="", flush=True)  # noqa: T201
+                print(printable(event.text), end="", flush=True)  # noqa: T201
             elif isinstance(event, Done):
                 if options.json:
                     return event.answer.as_dict()

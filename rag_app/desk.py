@@ -16,7 +16,7 @@ class Run:
     """One answer in the making."""
 
     def __init__(self, bot: Bot, question: str) -> None:
-        self.stage = "Loading the models …"
+        self.stage = "Getting ready …"
         self.text = ""
         self.hits: list[Hit] = []
         self.answer: Answer | None = None

@@ -43,6 +43,7 @@ class LlamaCpp(BaseChatModel):
     repeat_penalty: float = 1.0
 
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _starting: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _worker: "_Process | None" = PrivateAttr(default=None)
 
     @property
@@ -65,28 +66,22 @@ class LlamaCpp(BaseChatModel):
             ModelNotFound: there is no such file.
             ModelInvalid: the file is not a GGUF.
         """
-        if self._worker is None or not self._worker.alive():
-            path = self.check()
-            self._worker = _Process(path)
-            self._worker.send({"op": "load", "path": str(path), "n_ctx": self.n_ctx})
+        with self._starting:
+            if self._worker is None or not self._worker.alive():
+                path = self.check()
+                self._worker = _Process(path)
+                self._worker.send({"op": "load", "path": str(path), "n_ctx": self.n_ctx})
 
     def window(self) -> int:
         """Context window in tokens, prompt and answer together; loads the model."""
         with self._lock:
             return int(self._ready().loaded["n_ctx"])
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, by the model's own tokenizer."""
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt as the model will read it, chat template included."""
         with self._lock:
-            worker = self._ready()
-            counts: list[int] = worker.ask({"op": "count", "texts": list(texts)}, "counts")["counts"]
-            return counts
-
-    def overhead(self, messages: Sequence[Message]) -> int:
-        """Tokens that the chat template adds to the contents of `messages`, at most."""
-        with self._lock:
-            segments = self._segments(messages)
-        return sum(self.count_tokens([text for text, special in segments if special]))
+            counted = self._ready().ask({"op": "count", "segments": self._segments(messages)}, "counted")
+            return int(counted["tokens"])
 
     def pid(self) -> int | None:
         """Process id of the worker; None before the first use."""
@@ -109,7 +104,7 @@ class LlamaCpp(BaseChatModel):
         try:
             segments = render(messages, loaded["template"], loaded["bos"], loaded["eos"])
         except ValueError as error:
-            raise ModelInvalid(f"the model '{self.path}': {error}. {REMEDY}") from error
+            raise ModelInvalid(f"the model '{self.check()}': {error}. {REMEDY}") from error
         return [(segment.text, segment.special) for segment in segments]
 
     def _stream(

@@ -66,8 +66,6 @@ def render(messages: Sequence[Message], template: str, bos: str = "", eos: str =
 
 
 def _render(messages: Sequence[Message], template: str, bos: str, eos: str) -> list[Segment]:
-    from jinja2 import TemplateError
-
     # Marks stand in for the contents, so that their places in the layout are known. They are private-use
     # characters, which a template has no reason to write.
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
@@ -76,9 +74,11 @@ def _render(messages: Sequence[Message], template: str, bos: str, eos: str) -> l
         laid_out: str = _compiled(template).render(
             messages=shown, add_generation_prompt=True, bos_token=bos, eos_token=eos, tools=None
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program that came with the model: it may raise anything
         raise ValueError(f"the chat template cannot be rendered: {error}") from error
     pieces = re.split("\ue000(\\d+)\ue001", laid_out)
+    if set(pieces[1::2]) != set(map(str, range(len(messages)))):
+        raise ValueError("the chat template cannot be rendered: it leaves a message out")
     segments = []
     for place, piece in enumerate(pieces):
         is_content = place % 2 == 1

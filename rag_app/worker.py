@@ -4,7 +4,7 @@ It knows tokens and nothing of questions or passages. It lives apart from the pr
 out-of-memory kill in native code ends one answer and no more. Requests, and the events that answer each:
 
     {"op": "load", "path", "n_ctx"}             loaded {template, n_ctx, special, bos, eos}
-    {"op": "count", "texts"}                    counts {counts}
+    {"op": "count", "segments"}                 counted {tokens}
     {"op": "generate", "id", "segments", …}     reading {prompt_tokens} …, token {text, completion_tokens} …,
                                                 done {reason, prompt_tokens, completion_tokens}
     {"op": "cancel", "id"}                      ends that generation early, with reason 'cancelled'
@@ -92,10 +92,9 @@ class Worker:
         return text.decode("utf-8", errors="replace")
 
     def _count(self, request: dict[str, Any]) -> None:
-        counts = [len(self._tokens([[text, False]], start=False)) for text in request["texts"]]
-        self._send(request, "counts", counts=counts)
+        self._send(request, "counted", tokens=len(self._tokens(request["segments"])))
 
-    def _tokens(self, segments: list[list[Any]], *, start: bool = True) -> list[int]:
+    def _tokens(self, segments: list[list[Any]]) -> list[int]:
         """Token ids of text segments `[text, special]`; in segments not `special`, control tokens are plain text."""
         import llama_cpp
 
@@ -103,7 +102,7 @@ class Worker:
         for text, special in segments:
             tokens += self._llama.tokenize(text.encode(), add_bos=False, special=special)
         bos = self._llama.token_bos()
-        if start and llama_cpp.llama_vocab_get_add_bos(self._vocab) and tokens[:1] != [bos]:
+        if llama_cpp.llama_vocab_get_add_bos(self._vocab) and tokens[:1] != [bos]:
             tokens.insert(0, bos)
         return tokens
 
