@@ -5,6 +5,7 @@ import uuid
 
 import streamlit as st
 
+from index import RagError
 from index.paths import shown
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
@@ -33,7 +34,7 @@ def main() -> None:
         st.error(problem)
         st.button("Look again")
     run = desk.running(chat)
-    turns = desk.chats.turns(chat)
+    turns = kept_turns(desk, chat)
     for number, turn in enumerate(turns):
         draw_turn(turn, f"{chat}-{number}")
     if not turns and not problem:
@@ -43,10 +44,24 @@ def main() -> None:
         st.query_params["chat"] = chat
         with st.chat_message("user"):
             st.text(question)
-        run = desk.ask(chat, question)
+        try:
+            run = desk.ask(chat, question)
+        except RagError as error:
+            st.error(str(error))
     if run:
         follow(run)
-        st.rerun()
+        if not run.unkept:
+            st.rerun()  # draws the kept answer, with its sources
+        st.error(run.unkept)
+
+
+def kept_turns(desk: Desk, chat: str) -> list[Turn]:
+    """The conversation so far; says so where it cannot be read."""
+    try:
+        return desk.chats.turns(chat)
+    except RagError as error:
+        st.error(str(error))
+        return []
 
 
 def draw_sidebar(desk: Desk) -> None:

@@ -3,12 +3,14 @@
 import json
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from index.paths import home
+from rag_app.errors import ChatsUnusable
 
 SCHEMA = 1
 TABLES = """
@@ -40,9 +42,12 @@ class Chats:
         self._path = path or home() / "chats.sqlite3"
 
     def add(self, chat: str, turn: Turn) -> None:
-        """Appends a message; on disk when this returns."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._connect()) as db, db:
+        """Appends a message; on disk when this returns.
+
+        Raises:
+            ChatsUnusable: it cannot be written.
+        """
+        with self._opened() as db, db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(TABLES)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -50,12 +55,25 @@ class Chats:
             db.execute("INSERT INTO messages (chat, role, content, details, at) VALUES (?, ?, ?, ?, ?)", row)
 
     def turns(self, chat: str) -> list[Turn]:
-        """The messages of a conversation, oldest first; none for one that does not exist."""
+        """The messages of a conversation, oldest first; none for one that does not exist.
+
+        Raises:
+            ChatsUnusable: the file is damaged or not readable.
+        """
         if not self._path.exists():
             return []
-        with closing(self._connect()) as db:
+        with self._opened() as db:
             sql = "SELECT role, content, details FROM messages WHERE chat = ? ORDER BY id"
             return [Turn(role, content, json.loads(details)) for role, content, details in db.execute(sql, (chat,))]
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=10)
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=10)) as db:
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise ChatsUnusable(
+                f"the conversations in '{self._path}' cannot be read or kept ({error}): make room, check the "
+                "permissions, or move a damaged file away"
+            ) from error

@@ -24,6 +24,8 @@ class Run:
         """A line for a person, when the answer failed."""
         self.stopped = False
         """Whether somebody stopped it."""
+        self.unkept = ""
+        """A line for a person, when the answer could not be written to the chats."""
         self._bot, self._question = bot, question
         self._changed = threading.Condition()
         self._over = False
@@ -104,6 +106,8 @@ class Desk:
     def _work(self, chat: str, run: Run) -> None:
         try:
             self.chats.add(chat, run.work())
+        except RagError as error:
+            run.unkept = str(error)
         finally:
             with self._lock:
                 del self._runs[chat]

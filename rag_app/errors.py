@@ -4,7 +4,8 @@ RagError (index.errors)
 ├── ModelNotFound         no model file at the path, or the bundled one is not installed
 ├── ModelInvalid          the file is not a GGUF, is cut, or lacks a chat template
 ├── PromptTooLong         the question alone does not fit the model's window
-└── WorkerDied            the process that runs the model ended in the middle of an answer
+├── WorkerDied            the process that runs the model ended in the middle of an answer
+└── ChatsUnusable         conversations cannot be read or kept: a full disk, a damaged or foreign file
 """
 
 from index.errors import RagError
@@ -24,3 +25,7 @@ class PromptTooLong(RagError):
 
 class WorkerDied(RagError):
     """The process that runs the model ended; the next question starts a new one."""
+
+
+class ChatsUnusable(RagError):
+    """Conversations cannot be read or kept."""

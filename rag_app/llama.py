@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import PrivateAttr
 
-from rag_app.errors import ModelInvalid, WorkerDied
+from index.errors import RagError
+from rag_app.errors import ModelInvalid, PromptTooLong, WorkerDied
 from rag_app.models import REMEDY, locate
 from rag_app.prompt import Message, Role, render
 
@@ -96,7 +98,11 @@ class LlamaCpp(BaseChatModel):
         self.start()
         assert self._worker is not None
         if not self._worker.loaded:
-            self._worker.wait_until_loaded()
+            try:
+                self._worker.wait_until_loaded()
+            except RagError:
+                self._worker.end()  # it has no model; the next question starts another, perhaps on a mended file
+                raise
         return self._worker
 
     def _segments(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
@@ -171,7 +177,8 @@ class _Process:
         self.loaded: dict[str, Any] = {}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rag_app.worker"],
+            # -P: "-m" alone would import what lies in the current folder, which may be anybody's documents.
+            [sys.executable, "-P", "-m", "rag_app.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -218,13 +225,15 @@ class _Process:
             raise
         finally:
             if not finished:
-                self.send({"op": "cancel", "id": number})
-                while self._next(None, number)["event"] != "done":
-                    pass
+                with suppress(WorkerDied):  # then it is ended all the same
+                    self.send({"op": "cancel", "id": number})
+                    while self._next(None, number)["event"] != "done":
+                        pass
 
     def end(self) -> None:
         if self._process.stdin:
-            self._process.stdin.close()
+            with suppress(OSError):  # a dead worker has left something unread
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -254,6 +263,8 @@ class _Process:
                 f"the model '{self._path}' cannot be loaded: it is cut short, damaged, or of a kind that this "
                 "llama.cpp does not know. Fetch it again, or give another with --model"
             )
+        if event["kind"] == "too_long":
+            return PromptTooLong(f"the prompt is too long: {event['message']}. Shorten it")
         return WorkerDied(f"the model failed ({event['message']}). Ask again")
 
     def _died(self) -> WorkerDied:

@@ -33,6 +33,7 @@ class Worker:
         self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[int] = set()
         self._llama: Any = None
+        self._n_ctx = 0
 
     def serve(self) -> None:
         """Answers requests, one after the other, until stdin closes."""
@@ -42,8 +43,8 @@ class Worker:
             try:
                 getattr(self, f"_{request['op']}")(request)
             except Exception as error:  # whatever llama.cpp raises becomes an event; only a crash ends the process
-                kind = error.args[0] if isinstance(error, _Refused) else "failed"
-                self._send(request, "error", kind=kind, message=" ".join(str(error.args[-1:] or error).split()))
+                kind, message = error.args if isinstance(error, _Refused) else ("failed", error)
+                self._send(request, "error", kind=kind, message=" ".join(str(message).split()))
 
     def _read(self) -> None:
         for line in sys.stdin:
@@ -68,7 +69,8 @@ class Worker:
             llama.close()
             if not template:
                 raise _Refused("no_template", "no chat template")
-            n_ctx, threads = min(request["n_ctx"], trained), _cores()
+            n_ctx = self._n_ctx = min(request["n_ctx"], trained)
+            threads = _cores()
             self._llama = llama_cpp.Llama(
                 request["path"], n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False
             )
@@ -108,12 +110,14 @@ class Worker:
 
     def _generate(self, request: dict[str, Any]) -> None:
         prompt = self._tokens(request["segments"])
+        room = min(request["max_tokens"], self._n_ctx - len(prompt))  # llama.cpp's own window may be rounded up
+        if room < 1:
+            raise _Refused("too_long", f"{len(prompt):,} tokens in a window of {self._n_ctx:,}")
         written = 0
         reason = "cancelled"
         if self._prefill(prompt, request["id"]):
             reason = "length"
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            room = min(request["max_tokens"], self._llama.n_ctx() - len(prompt))
             for written, token in enumerate(self._sample(prompt, request), 1):
                 text = decoder.decode(self._llama.detokenize([token], prev_tokens=prompt))
                 if text:
