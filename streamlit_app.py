@@ -41,18 +41,23 @@ def main() -> None:
         st.caption("Ask a question. The answer names the passages that it comes from; open one to see it in its place.")
     question = st.chat_input("Ask about your documents", disabled=bool(problem or run))
     if question:
-        st.query_params["chat"] = chat
-        with st.chat_message("user"):
-            st.text(question)
-        try:
-            run = desk.ask(chat, question)
-        except RagError as error:
-            st.error(str(error))
+        begin(desk, chat, question)
     if run:
         follow(run)
         if not run.unkept:
             st.rerun()  # draws the kept answer, with its sources
         st.error(run.unkept)
+
+
+def begin(desk: Desk, chat: str, question: str) -> None:
+    """Starts an answer and draws the page anew: the question in it, the input closed, the address that of the chat."""
+    try:
+        desk.ask(chat, question)
+    except RagError as error:
+        st.error(str(error))
+    else:
+        st.query_params["chat"] = chat
+        st.rerun()
 
 
 def kept_turns(desk: Desk, chat: str) -> list[Turn]:

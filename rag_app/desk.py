@@ -35,15 +35,17 @@ class Run:
         self.stopped = True
 
     def follow(self) -> Iterator[tuple[str, str]]:
-        """Stage and text whenever one of them changes, until the answer is complete, stopped or failed."""
+        """Stage and text, at every change and five times a second, until the answer is complete, stopped or failed.
+
+        The page needs the steady beat: it can take a click on its Stop button only between two of these.
+        """
         seen = None
-        while True:
+        over = False
+        while not over:
             with self._changed:
-                self._changed.wait_for(lambda seen=seen: self._over or (self.stage, self.text) != seen)  # type: ignore[misc]
+                self._changed.wait_for(lambda seen=seen: self._over or (self.stage, self.text) != seen, 0.2)  # type: ignore[misc]
                 seen, over = (self.stage, self.text), self._over
             yield seen
-            if over:
-                return
 
     def work(self) -> Turn:
         """Makes the answer; gives what is to be kept of it. `finish` lets the followers go."""

@@ -16,10 +16,7 @@ PROMPT_VERSION = 1
 NOT_FOUND = "The documents do not say."
 """The answer when the passages do not hold one."""
 
-SYSTEM = (
-    "You answer questions from numbered passages. Use only what the passages say. Answer in one or two short "
-    f"sentences. If the passages do not hold the answer, say: {NOT_FOUND}"
-)
+SYSTEM = f"You answer questions from documents. When they do not hold the answer, you say: {NOT_FOUND}"
 
 Role = Literal["system", "user", "assistant"]
 
@@ -44,7 +41,9 @@ class Segment:
 def question_prompt(question: str, passages: Sequence[str]) -> list[Message]:
     """The messages that ask `question` of `passages`, which are numbered from 1."""
     numbered = "\n\n".join(f"[{n}] {passage.strip()}" for n, passage in enumerate(passages, 1))
-    content = f"Passages:\n\n{numbered}\n\nQuestion: {question.strip()}"
+    # The question comes last, with the instruction beside it: on 60 questions of SQuAD's training part the bundled
+    # model then answers in 23 tokens at F1 0.12, against 53 tokens at F1 0.09 with the instruction at the top.
+    content = f"{numbered}\n\nUsing only the passages above, answer in one short sentence: {question.strip()}"
     return [Message("system", SYSTEM), Message("user", content)]
 
 
