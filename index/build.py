@@ -81,15 +81,18 @@ def build(
         IndexBusy: another build of the same index is running.
     """
     began = time.time()
-    directory = Path(directory or default_index())
+    directory, settings = Path(directory or default_index()), settings or ChunkSettings()
     before = None if rebuild else _before(directory)
-    roots = [Path(path) for path in paths] or [Path(root) for root in (before[1].roots if before else [])]
+    earlier = [Path(root) for root in (before[1].roots if before else [])]
+    roots = [Path(path) for path in paths] or earlier
     if not roots:
         raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
+    if before and before[1].chunker != settings.as_dict():  # every document is cut anew, not only those below `paths`
+        roots += [root for root in earlier if root.exists() and root not in roots]
     found = scan(roots, LOADERS, directory)
     if not found.files and not (before and _gone(before[1], found)):
         raise NoDocuments(_nothing(found))
-    build_ = _Build(directory, found, settings or ChunkSettings(), began, progress or (lambda *_: None))
+    build_ = _Build(directory, found, settings, began, progress or (lambda *_: None))
     with _Lock(directory):
         # Read again: another build may have finished while this one looked for files.
         return build_.run(None if rebuild else _before(directory), encoder)
@@ -116,6 +119,10 @@ def _nothing(found: Scan) -> str:
     where = ", ".join(f"'{shown(str(root))}'" for root in found.roots)
     passed = f" ({len(found.skipped)} files of other kinds were passed over)" if found.skipped else ""
     return f"no document under {where}{passed}: give a folder with {' '.join(sorted(LOADERS))} files"
+
+
+def _readable(path: Path) -> str:
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class _Lock:
@@ -152,7 +159,7 @@ class _Build:
         self.directory, self.found, self.settings, self.began = directory, found, settings, began
         self.progress = progress
         self.report = BuildReport("", len(found.files))
-        self.report.files_skipped = [{"path": str(path), "reason": reason} for path, reason in found.skipped]
+        self.report.files_skipped = [{"path": _readable(path), "reason": reason} for path, reason in found.skipped]
         self.old: tuple[Path, Manifest] | None = None
 
     def run(self, before: tuple[Path, Manifest] | None, encoder: Encoder | Callable[[], Encoder]) -> BuildReport:
@@ -167,6 +174,12 @@ class _Build:
         draft.mkdir()
         try:
             return self._write(draft)
+        except sqlite3.OperationalError as error:  # SQLite's word for a full disk
+            raise OSError(f"the index at '{self.directory}' cannot be written ({error})") from error
+        except sqlite3.DatabaseError as error:
+            if not self.old:
+                raise
+            raise disk.damaged(self.directory, f"{self.old[0].name}/{disk.CHUNKS} cannot be read") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -236,9 +249,11 @@ class _Build:
 
     def _all_failed(self) -> str:
         failed = self.report.files_failed
+        if not failed:
+            return _nothing(self.found)
         where = ", ".join(f"'{shown(str(root))}'" for root in self.found.roots)
-        first = f"; the first: {shown(failed[0]['path'])}: {failed[0]['error']}" if failed else ""
-        return f"no document under {where} can be read ({len(failed)} failed{first})"
+        first = f"{shown(failed[0]['path'])}: {failed[0]['error']}"
+        return f"no document under {where} can be read ({len(failed)} failed; the first: {first})"
 
     def _collect(self, db: sqlite3.Connection, manifest: Manifest) -> None:
         """Fills the chunk table and the manifest's file rows, document by document."""

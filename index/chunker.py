@@ -1,22 +1,22 @@
 """Documents to chunks: by structure first, then by the encoder's tokens. Knows no files and no models.
 
-Every chunk is one contiguous stretch of its document's text, `text[start:end]`, never crosses a page, and keeps the
-path of headings above it. It starts at a heading or a block where that gives it a useful size; longer blocks are cut
-between sentences or lines, and only a sentence longer than a chunk is cut between tokens.
+Every chunk is one contiguous stretch of its document's text, `text[start:end]`, crosses no page and no text that is not
+to be indexed, and keeps the path of headings above it. It starts at a heading or a block where that gives it a useful
+size; longer blocks are cut between sentences or lines, and only a sentence longer than a chunk is cut between tokens.
 """
 
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 
 from index.document import Block, Document
 
 Offsets = Sequence[tuple[int, int]]
 """Character spans of a text's tokens, ascending."""
 
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[`*])|(?<=[。！？])|\n\s*(?=[-*+•] |\d+[.)] )")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[`*])|(?<=[。！？])|\n[^\S\n]*(?=[-*+•] |\d+[.)] )")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Chunk:
     end: int
     text: str
     heading: str
-    """Titles of the enclosing headings, outermost first, joined by ' > '; empty when there are none."""
+    """Titles of the headings that the whole chunk stands under, outermost first, joined by ' > '; may be empty."""
     page: int | None
 
 
@@ -58,9 +58,12 @@ class _Unit:
     start: int
     end: int
     tokens: int
-    heading: str
+    path: tuple[str, ...]
     page: int | None
+    in_heading: bool
     opens_section: bool
+    apart: bool
+    """Words that belong to no block, a comment for one, stand before it: no chunk may hold them."""
 
 
 def chunk(document: Document, tokenize: Callable[[str], Offsets], settings: ChunkSettings) -> list[Chunk]:
@@ -75,21 +78,34 @@ def chunk(document: Document, tokenize: Callable[[str], Offsets], settings: Chun
     units = list(_units(document, starts, settings))
     chunks: list[Chunk] = []
     for _, page in groupby(units, key=lambda unit: unit.page):
-        for first, last in _pack(list(page), settings):
-            start, end = first.start, last.end
-            chunks.append(Chunk(start, end, document.text[start:end], last.heading, last.page))
+        for packed in _pack(list(page), settings):
+            start, end = packed[0].start, packed[-1].end
+            chunks.append(Chunk(start, end, document.text[start:end], _heading(packed), packed[0].page))
     return chunks
+
+
+def _heading(units: list[_Unit]) -> str:
+    """What all of a chunk stands under: the headings that its sections share."""
+    paths = [unit.path for unit in units if not unit.in_heading] or [units[-1].path]
+    shared = takewhile(lambda titles: len(set(titles)) == 1, zip(*paths, strict=False))
+    return " > ".join(titles[0] for titles in shared)
 
 
 def _units(document: Document, starts: list[int], settings: ChunkSettings) -> Iterator[_Unit]:
     path: list[Block] = []
+    position = 0
     for block in document.blocks:
         if block.kind == "heading":
             path = [above for above in path if above.level < block.level] + [block]
-        heading = " > ".join(above.title for above in path if above.title)
+        titles = tuple(above.title for above in path if above.title)
         for number, (start, end) in enumerate(_split(document.text, block, starts, settings)):
-            opens = block.kind == "heading" and number == 0
-            yield _Unit(start, end, _count(starts, start, end), heading, block.page, opens)
+            in_heading = block.kind == "heading"
+            opens = in_heading and number == 0
+            apart = bool(re.search(r"\w", document.text[position:start]))
+            # A rule between paragraphs is no block either, and costs its tokens.
+            tokens = _count(starts, start if apart else position, end)
+            yield _Unit(start, end, tokens, titles, block.page, in_heading, opens, apart)
+            position = end
 
 
 def _count(starts: list[int], start: int, end: int) -> int:
@@ -122,32 +138,34 @@ def _cut(start: int, end: int, starts: list[int], settings: ChunkSettings) -> It
         start = stop
 
 
-def _pack(units: list[_Unit], settings: ChunkSettings) -> Iterator[tuple[_Unit, _Unit]]:
-    """Joins units, greedily, into chunks; gives the first and the last unit of each."""
+def _pack(units: list[_Unit], settings: ChunkSettings) -> Iterator[list[_Unit]]:
+    """Joins units, greedily, into chunks."""
     first = 0
     while first < len(units):
         last, tokens = first, units[first].tokens
         while last + 1 < len(units):
             unit = units[last + 1]
-            if unit.opens_section and tokens >= settings.min_tokens:
+            if unit.apart or (unit.opens_section and tokens >= settings.min_tokens):
                 break
             too_long = unit.end - units[first].start > settings.max_chars
             if tokens + unit.tokens > settings.max_tokens or too_long:
                 break
             last, tokens = last + 1, tokens + unit.tokens
-        yield units[first], units[last]
+        yield units[first : last + 1]
         first = _next_first(units, first, last, settings)
 
 
 def _next_first(units: list[_Unit], first: int, last: int, settings: ChunkSettings) -> int:
     """Where the next chunk starts: just after the last, or some whole units earlier within one section."""
     following = last + 1
-    if following == len(units) or units[following].opens_section:
+    if following == len(units):
         return following
-    repeated, tokens = following, 0
-    while repeated - 1 > first and not units[repeated].opens_section:
+    repeated, tokens, unit = following, 0, units[following]
+    while repeated - 1 > first and not (units[repeated].opens_section or units[repeated].apart):
         tokens += units[repeated - 1].tokens
-        if tokens > settings.overlap_tokens or tokens + units[following].tokens > settings.max_tokens:
+        if tokens > settings.overlap_tokens or tokens + unit.tokens > settings.max_tokens:
+            break
+        if unit.end - units[repeated - 1].start > settings.max_chars:
             break
         repeated -= 1
     return repeated

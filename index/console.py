@@ -1,6 +1,7 @@
 """Habits that all three commands share: `--json`, one-line errors, exit codes, progress bars. Knows no commands."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -53,22 +54,31 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
     Returns:
         0 done, 1 failed with one line on stderr, 2 bad usage, 130 interrupted.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows not every character gets a code in its place
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(root, sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # the reader, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
     as_json = "--json" in given
     try:
         options = root.parse_args(given)
         result = options.run(options)
         if result is not None:
-            print(json.dumps(result, ensure_ascii=False))  # noqa: T201
+            print(json.dumps(result))  # noqa: T201  (ASCII: right in every encoding of stdout)
         sys.stdout.flush()
         return 0
     except _Usage as error:
         return _failed(error.args[1], str(error.args[0]), 2, as_json)
     except RagError as error:
         return _failed(root.prog, str(error), 1, as_json)
-    except BrokenPipeError:  # the reader, `head` for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return _failed(root.prog, "interrupted; nothing is lost, run it again to go on", 130, as_json)
     except OSError as error:
@@ -79,7 +89,7 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
 def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
     line = printable(" ".join(message.split()))
     if as_json:
-        print(json.dumps({"error": line}, ensure_ascii=False))  # noqa: T201
+        print(json.dumps({"error": line}))  # noqa: T201
     sys.stdout.flush()
     print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201
     return code

@@ -170,11 +170,14 @@ def _load(path: str, precision: str) -> Any:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     try:
         return SentenceTransformer(path, local_files_only=True, model_kwargs={"dtype": dtype})
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a damaged folder fails in many ways, some of them the libraries' own
         raise EncoderNotFound(
-            f"the encoder at '{path}' cannot be loaded ({reason}): give another with --encoder"
+            f"the encoder at '{path}' cannot be loaded ({_reason(error)}): give another with --encoder"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _untruncated(model: Any) -> Any:
@@ -201,7 +204,12 @@ def _downloaded(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
 
     skipped = ["*.onnx", "*.h5", "*.ot", "*.msgpack", "openvino/*", "onnx/*"]
-    return str(snapshot_download(hub_id, ignore_patterns=skipped))
+    try:
+        return str(snapshot_download(hub_id, ignore_patterns=skipped))
+    except Exception as error:  # no network, no such model, no room
+        raise EncoderNotFound(
+            f"the encoder '{hub_id}' cannot be fetched ({_reason(error)}): give a folder with --encoder"
+        ) from error
 
 
 def mismatch(built_with: dict[str, Any], encoder: Encoder) -> IndexMismatch:

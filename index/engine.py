@@ -70,14 +70,13 @@ class Index:
             IndexDamaged: a part is missing, cut, or newer than this program.
         """
         directory = Path(directory or default_index())
-        for _ in range(3):  # a build may remove the generation between reading the pointer and opening the files
+        while True:  # builds may remove the generation between reading the pointer and opening the files
             generation = disk.current(directory)
             try:
                 return cls(generation, encoder)
             except IndexDamaged:
                 if disk.current(directory) == generation:
                     raise
-        return cls(disk.current(directory), encoder)
 
     def is_current(self) -> bool:
         """Whether no newer generation has been published; costs one small file read."""
@@ -110,6 +109,14 @@ class Index:
             raise QueryInvalid("the question is empty: write one")
         vector = self.load_encoder().encode_query(query)
         wanted = min(k * DUPLICATES_ALLOWED_FOR, self.manifest.chunks)
+        hits = self._distinct(vector, wanted, k)
+        while len(hits) < k and wanted < self.manifest.chunks:  # more copies than allowed for
+            wanted = min(wanted * DUPLICATES_ALLOWED_FOR, self.manifest.chunks)
+            hits = self._distinct(vector, wanted, k)
+        return hits
+
+    def _distinct(self, vector: Any, wanted: int, k: int) -> list[Hit]:
+        """The best `k` different passages among the `wanted` best."""
         scores, rows = self._vectors.search(vector[None, :], wanted)  # (1, wanted) each, best first
         hits: list[Hit] = []
         seen: set[str] = set()

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sqlite3
+import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 POINTER, MANIFEST, VECTORS, CHUNKS = "CURRENT", "manifest.json", "vectors.faiss", "chunks.sqlite3"
 NAME = re.compile(r"gen-(\d{6,})")
+FLAT_HEADER = 45
+"""Bytes before the vectors in FAISS's file of a flat index; the last 8 are the number of floats that follow."""
 KEPT = 2
 """Generations left on disk after a build: the current one, and the one that a reader may just be opening."""
 
@@ -87,8 +90,17 @@ def current(directory: Path) -> Path:
         NoIndex: there is no pointer.
         IndexDamaged: the pointer names nothing.
     """
+    name = _pointed_to(directory)
+    while not NAME.fullmatch(name) or not (directory / name).is_dir():
+        before, name = name, _pointed_to(directory)
+        if name == before:  # else builds have replaced it between the two looks
+            raise damaged(directory, f"its pointer names {name[:40]!r}, which is not there")
+    return directory / name
+
+
+def _pointed_to(directory: Path) -> str:
     try:
-        name = (directory / POINTER).read_text("utf-8", errors="replace").strip()
+        return (directory / POINTER).read_text("utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         raise NoIndex(
             f"there is no index at '{directory}'. Run: rag-index build FOLDER" + _index_option(directory)
@@ -97,9 +109,6 @@ def current(directory: Path) -> Path:
         raise IndexDamaged(
             f"the index at '{directory}' cannot be read ({error.strerror}): check its permissions"
         ) from None
-    if not NAME.fullmatch(name) or not (directory / name).is_dir():
-        raise damaged(directory, f"its pointer names '{name[:40]}', which is not there")
-    return directory / name
 
 
 def damaged(directory: Path, what: str) -> IndexDamaged:
@@ -134,7 +143,7 @@ def read_manifest(generation: Path) -> Manifest:
         files = {source: FileRow(**row) for source, row in raw.pop("files").items()}
         manifest = Manifest(files=files, **raw)
         sizes = {name: int(size) for name, size in manifest.bytes.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(directory, f"{generation.name}/{MANIFEST} cannot be read ({type(error).__name__})") from error
     for name in (VECTORS, CHUNKS):
         path = generation / name
@@ -146,17 +155,29 @@ def read_manifest(generation: Path) -> Manifest:
 def open_chunks(generation: Path) -> sqlite3.Connection:
     """The chunk table, read-only; may be shared by threads."""
     uri = (generation / CHUNKS).resolve().as_uri()
-    return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    try:
+        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    except sqlite3.OperationalError as error:
+        raise damaged(generation.parent, f"{generation.name}/{CHUNKS} cannot be opened") from error
 
 
 def read_vectors(generation: Path) -> Any:
     """The FAISS index."""
     import faiss
 
+    path = generation / VECTORS
     try:
-        return faiss.read_index(str(generation / VECTORS))
-    except RuntimeError as error:
+        with path.open("rb") as stream:
+            (floats,) = struct.unpack_from("<Q", stream.read(FLAT_HEADER), FLAT_HEADER - 8)
+        # FAISS allocates what the header tells before it misses the bytes: gigabytes, where that is damaged.
+        if path.stat().st_size != FLAT_HEADER + 4 * floats:
+            raise RuntimeError("the header tells another size")
+        faiss_index = faiss.read_index(str(path))
+    except (OSError, RuntimeError, struct.error) as error:
         raise damaged(generation.parent, f"{generation.name}/{VECTORS} is not a FAISS index") from error
+    if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise damaged(generation.parent, f"{generation.name}/{VECTORS} does not measure by inner product")
+    return faiss_index
 
 
 def flat_vectors(faiss_index: Any) -> "npt.NDArray[np.float32]":
@@ -192,10 +213,10 @@ def publish(draft: Path, manifest: Manifest) -> Path:
     _flush(draft)
     numbers = [number for number, _ in _generations(directory)]
     final = directory / f"gen-{max(numbers, default=0) + 1:06d}"
-    draft.rename(final)
     pointer = directory / f"{POINTER}.new"
     pointer.write_text(final.name + "\n", "utf-8")
     _flush(pointer)
+    draft.rename(final)  # only now: nothing that needs room follows, so a full disk leaves no orphan
     pointer.replace(directory / POINTER)
     _flush(directory)
     for _, old in sorted(_generations(directory))[:-KEPT]:

@@ -12,8 +12,14 @@ from index.errors import LoadError
 
 PARAGRAPH = re.compile(r"\S(?:.*(?:\n(?!\s*\n).*)*)?")
 PAGE_BREAK = "\f\n"
-# Elements of a page that are about the site, not about its subject.
-HTML_CHROME = ("script", "style", "noscript", "template", "svg", "nav", "footer", "form", "button")
+FRONT_MATTER = re.compile(r"---\n(?=---\n|(?:#.*\n)*[\w\"'].*:)(?:.*\n)*?---\n")
+# Elements of a page that are about the site, not about its subject. No forms: some sites put the whole page in one.
+HTML_CHROME = ("script", "style", "noscript", "template", "svg", "nav", "footer", "select", "button")
+# What texts that are not UTF-8 are written in. Rarer ones are left out: detection takes them for these too often.
+ENCODINGS = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+)
 
 
 def load(path: Path, data: bytes) -> Document:
@@ -50,10 +56,13 @@ def decode(data: bytes) -> str:
 def _detected(data: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(data[:100_000]).best()
+    matches = from_bytes(data[:100_000], cp_isolation=list(ENCODINGS))
+    best = matches.best()
     if best is None:
         raise LoadError("the text encoding is not recognised; save the file as UTF-8")
-    return data.decode(best.encoding, errors="replace")
+    # A Western text often reads as well in a Central European or Baltic code page, with other accents: prefer its own.
+    western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
+    return data.decode("cp1252" if western else best.encoding, errors="replace")
 
 
 def _share_of_controls(text: str) -> float:
@@ -80,12 +89,13 @@ def load_markdown(data: bytes) -> Document:
 
     text = decode(data)
     line_starts = [0, *(m.end() for m in re.finditer("\n", text)), len(text)]
-    body = re.match(r"---\n.*?\n---\n", text, re.DOTALL)
-    first_line = text.count("\n", 0, body.end()) if body else 0
+    front = FRONT_MATTER.match(text)
+    # Empty lines in its place keep the line numbers, and nothing left open in it swallows what follows.
+    body = "\n" * front.group().count("\n") + text[front.end() :] if front else text
     blocks: list[Block] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
     for position, token in enumerate(tokens):
-        if token.level or not token.map or token.nesting < 0 or token.map[0] < first_line:
+        if token.level or not token.map or token.nesting < 0:
             continue
         start, end = line_starts[token.map[0]], line_starts[min(token.map[1], len(line_starts) - 1)]
         block = _markdown_block(text, token, tokens[position + 1 : position + 2], start, end)
@@ -100,33 +110,46 @@ def _markdown_block(text: str, token: Any, following: list[Any], start: int, end
     start += len(text[start:end]) - len(text[start:end].lstrip("\n"))
     if start >= end or token.type == "hr":
         return None
-    if token.type == "html_block" and text[start:end].lstrip().startswith("<!--") and text[start:end].endswith("-->"):
+    if token.type == "html_block" and _is_comment(text[start:end]):
         return None
     if token.type == "heading_open":
         return Block(start, end, "heading", int(token.tag[1]), _words(following))
     return Block(start, end, "code" if token.type in ("fence", "code_block") else "text")
 
 
+def _is_comment(markup: str) -> bool:
+    # One that is not closed is text: it would hide the rest of the document.
+    return markup.endswith("-->") and not re.sub(r"<!--.*?-->", "", markup, flags=re.DOTALL).strip()
+
+
 def _words(inline: list[Any]) -> str:
     """A heading's words without markup: the text of its inline tokens."""
     children = inline[0].children or [] if inline else []
-    return " ".join("".join(child.content or " " for child in children if not child.type.startswith("html")).split())
+    words = [
+        " " if token.type.endswith("break") else token.content for token in children if token.type != "html_inline"
+    ]
+    return " ".join("".join(words).split())
 
 
 def load_html(data: bytes) -> Document:
     """HTML as the text that a browser would lay out, without menus, scripts and footers."""
     from inscriptis import Inscriptis
+    from inscriptis.css_profiles import STRICT_CSS_PROFILE
     from inscriptis.model.config import ParserConfig
-    from lxml import html
+    from lxml import etree, html
 
-    tree = html.fromstring(data, parser=html.HTMLParser(encoding=_html_encoding(data), huge_tree=True))
+    try:
+        tree = html.fromstring(data, parser=html.HTMLParser(encoding=_html_encoding(data), huge_tree=True))
+    except etree.ParserError as error:  # nothing but comments
+        raise LoadError("the file holds no text") from error
     title = " ".join((tree.findtext(".//title") or "").split())
     for element in list(tree.iter(*HTML_CHROME)):
         if element.getparent() is not None:
             element.drop_tree()
     rules = {f"h{level}": [f"h{level}"] for level in range(1, 7)} | {"pre": ["code"]}
     try:
-        laid_out = Inscriptis(tree, ParserConfig(annotation_rules=rules))
+        # The other profile indents by every div and sets blanks around every span, within words too.
+        laid_out = Inscriptis(tree, ParserConfig(css=STRICT_CSS_PROFILE, annotation_rules=rules))
     except RecursionError:
         return _bare_html(data, title)
     text = laid_out.get_text()
@@ -178,8 +201,8 @@ def _html_blocks(text: str, marks: list[tuple[int, int, str]]) -> Iterator[Block
             continue
         yield from paragraphs(text, position, start)
         first = text.index(stripped, start)
-        if label == "code":
-            yield Block(first, first + len(stripped), "code")
+        if label == "code":  # with the blanks of its first line: they are indentation
+            yield Block(max(start, text.rfind("\n", start, first) + 1), first + len(stripped), "code")
         else:
             yield Block(first, first + len(stripped), "heading", int(label[1]), " ".join(stripped.split()))
         position = end

@@ -36,7 +36,7 @@ def scan(paths: Iterable[Path], suffixes: Iterable[str], leave_out: Path) -> Sca
     for root in result.roots:
         if not root.exists():
             raise NoDocuments(f"'{root}' does not exist: check the path")
-        candidates = [root] if root.is_file() else _walk(root, leave_out.resolve(), result)
+        candidates = [root] if root.is_file() else _walk(root, _real(leave_out), result)
         for path in candidates:
             if path == root or path.suffix.lower() in known:
                 _take(path, result)
@@ -50,8 +50,7 @@ def _take(path: Path, result: Scan) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        readable = Path(os.fsencode(path).decode("utf-8", "replace"))
-        result.skipped.append((readable, "its name is not valid UTF-8: rename it"))
+        result.skipped.append((path, "its name is not valid UTF-8: rename it"))
         return
     try:
         result.files[path] = path.stat()
@@ -59,8 +58,12 @@ def _take(path: Path, result: Scan) -> None:
         result.skipped.append((path, f"cannot be opened ({error.strerror})"))
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve fails on a link to itself
+
+
 def _walk(root: Path, leave_out: Path, result: Scan) -> Iterator[Path]:
-    real_root = root.resolve()
+    real_root = _real(root)
 
     def unreadable(error: OSError) -> None:
         result.skipped.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
@@ -68,13 +71,14 @@ def _walk(root: Path, leave_out: Path, result: Scan) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
         here = Path(folder)
         hidden = [here / name for name in [*subfolders, *names] if name.startswith(".")]
-        result.skipped += [(path, "hidden") for path in hidden if path.resolve() != leave_out]
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and (here / s).resolve() != leave_out)
+        result.skipped += [(path, "hidden") for path in hidden if _real(path) != leave_out]
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and _real(here / s) != leave_out)
+        result.skipped += [(here / s, "a link to a folder") for s in subfolders if (here / s).is_symlink()]
         for name in sorted(names):
             path = here / name
             if name.startswith("."):
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(real_root):
+            if path.is_symlink() and not _real(path).is_relative_to(real_root):
                 result.skipped.append((path, "a link that leads out of the folder"))
             elif path.is_symlink() and not path.exists():
                 result.skipped.append((path, "a link that leads nowhere"))

@@ -21,6 +21,9 @@ MIN_SCORE = 0.25
 """Cosine below which the nearest passage has nothing to do with the question: of 2,578 questions about the indexed
 documents 0.3% fall below it, of 1,873 about other subjects 44% (bench/refusal.py on SQuAD's training part)."""
 
+NOTHING = "The model found no answer."
+"""Shown when the model wrote nothing, or nothing but repetitions."""
+
 
 class ChatModel(Protocol):
     """What answering needs of a chat model, beside LangChain's `stream`."""
@@ -177,7 +180,7 @@ class Bot:
 
     def _fit(self, answer: Answer) -> tuple[list[Message], list[Hit]]:
         """The prompt with as many passages, from the best, as the window holds beside the answer."""
-        texts = [passage_text(hit) for hit in answer.hits]
+        texts = [hit.text for hit in answer.hits]
         window = self.model.window()
         room = window - min(self.model.max_tokens, window // 4)
         for kept in range(len(texts), 0, -1):
@@ -203,7 +206,8 @@ class Bot:
         for chunk in chunks:
             writer.note(chunk)
             if not chunk.text:
-                yield Reading()
+                if "first_token_ms" not in answer.timings:
+                    yield Reading()
                 continue
             answer.timings.setdefault("first_token_ms", clock.lap())
             if shown := writer.feed(chunk.text):
@@ -241,6 +245,8 @@ class _Writer:
 
     def finish(self) -> str:
         rest = self._show(self._citer.feed(self._repeats.finish()) + self._citer.finish())
+        if not self._answer.answer.strip():
+            rest = self._show(NOTHING)
         self._answer.answer = self._answer.answer.strip()
         self._answer.citations = self._citer.citations
         self._answer.refused = declines(self._answer.answer)
@@ -251,14 +257,9 @@ class _Writer:
         return text
 
 
-def passage_text(hit: Hit) -> str:
-    """A passage as the model reads it: under the headings that it stands under."""
-    return f"({hit.heading})\n{hit.text}" if hit.heading else hit.text
-
-
 def declines(answer: str) -> bool:
     """Whether an answer says that the documents do not hold one."""
-    return not answer or answer.casefold().startswith(NOT_FOUND.casefold().rstrip("."))
+    return answer == NOTHING or answer.casefold().startswith(NOT_FOUND.casefold().rstrip("."))
 
 
 class _Clock:

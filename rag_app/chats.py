@@ -13,7 +13,7 @@ from index.paths import home
 from rag_app.errors import ChatsUnusable
 
 SCHEMA = 1
-TABLES = """
+TABLE = """
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY,
     chat TEXT NOT NULL,
@@ -21,8 +21,7 @@ CREATE TABLE IF NOT EXISTS messages (
     content TEXT NOT NULL,
     details TEXT NOT NULL,          -- JSON: the whole Answer, and how it ended
     at REAL NOT NULL                -- Unix time
-);
-CREATE INDEX IF NOT EXISTS messages_chat ON messages (chat);
+)
 """
 
 
@@ -48,8 +47,11 @@ class Chats:
             ChatsUnusable: it cannot be written.
         """
         with self._opened() as db, db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(TABLES)
+            # One transaction from the table on, so that no half-made file is ever seen; and the default journal, since
+            # the change to another fails when two programs begin a file at once.
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(TABLE)
+            db.execute("CREATE INDEX IF NOT EXISTS messages_chat ON messages (chat)")
             db.execute(f"PRAGMA user_version = {SCHEMA}")
             row = (chat, turn.role, turn.content, json.dumps(turn.details, ensure_ascii=False), time.time())
             db.execute("INSERT INTO messages (chat, role, content, details, at) VALUES (?, ?, ?, ?, ?)", row)
@@ -63,6 +65,8 @@ class Chats:
         if not self._path.exists():
             return []
         with self._opened() as db:
+            if db.execute("PRAGMA user_version").fetchone() == (0,):
+                return []  # another program is just beginning the file
             sql = "SELECT role, content, details FROM messages WHERE chat = ? ORDER BY id"
             return [Turn(role, content, json.loads(details)) for role, content, details in db.execute(sql, (chat,))]
 

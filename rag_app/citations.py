@@ -25,6 +25,7 @@ FENCE = re.compile(r"[\s>*+\d.-]*```[^`]*$")
 ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Dr|Mrs?|Ms|Prof|St|[Ff]ig|al|approx|cf|vs)\.$|^\W*\d{1,3}\.$"
 )
+HEADING = re.compile(r"#{1,6} ")
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
 STOP_WORDS = frozenset(
     re.findall(
@@ -167,10 +168,12 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _quotes(passages: Sequence[Hit]) -> Iterator[_Quote]:
-    """Every sentence of every passage, and every two that follow each other."""
+    """Every sentence of every passage, and every two that follow each other; no headings, which say nothing."""
     for n, passage in enumerate(passages, 1):
         spans = [_trimmed(passage.text, *match.span()) for match in SENTENCE.finditer(passage.text)]
-        spans = [(start, end) for start, end in spans if _words(passage.text[start:end])]
+        spans = [
+            span for span in spans if _words(passage.text[slice(*span)]) and not HEADING.match(passage.text, *span)
+        ]
         pairs = [(first[0], second[1]) for first, second in pairwise(spans)]
         for start, end in spans + pairs:
             yield _Quote(n, start, end, _words(passage.text[start:end]))

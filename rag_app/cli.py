@@ -1,6 +1,7 @@
 """The command `rag-app`: ask. Every command is a function from parsed options to JSON."""
 
 import argparse
+import math
 import sys
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("-k", type=int, default=4, metavar="N", help="how many passages the model reads (default: 4)")
     ask.add_argument("--model", metavar="FILE", help="a GGUF file (default: $RAG_MODEL, or the bundled model)")
     ask.add_argument("--max-tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)")
-    ask.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    ask.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0, the default, is greedy")
     ask.add_argument("--seed", type=int, default=0, metavar="N", help="for temperatures above 0 (default: 0)")
     ask.set_defaults(run=_ask)
     console.add_index(ask)
@@ -35,6 +36,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 up")
+    return value
 
 
 def _ask(options: argparse.Namespace) -> dict[str, Any] | None:

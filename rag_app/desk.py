@@ -110,6 +110,8 @@ class Desk:
             self.chats.add(chat, run.work())
         except RagError as error:
             run.unkept = str(error)
+        except Exception as error:  # as in `work`
+            run.unkept = f"the answer could not be kept ({type(error).__name__}: {error})"
         finally:
             with self._lock:
                 del self._runs[chat]

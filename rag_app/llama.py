@@ -17,7 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, NonNegativeFloat, PositiveInt, PrivateAttr
 
 from index.errors import RagError
 from rag_app.errors import ModelInvalid, PromptTooLong, WorkerDied
@@ -33,13 +33,15 @@ class LlamaCpp(BaseChatModel):
     Threads may share it: answers are made one after the other. Closing the iterator of `stream` stops the answer.
     """
 
+    model_config = ConfigDict(extra="forbid")
+
     path: str | None = None
     """The GGUF file; `$RAG_MODEL` or the bundled model by default."""
-    n_ctx: int = 4096
+    n_ctx: PositiveInt = 4096
     """Context window in tokens; the model's own where that is smaller."""
-    max_tokens: int = 256
+    max_tokens: PositiveInt = 256
     """Most tokens of an answer."""
-    temperature: float = 0.0
+    temperature: NonNegativeFloat = 0.0
     top_p: float = 0.95
     seed: int = 0
     repeat_penalty: float = 1.0
@@ -220,7 +222,7 @@ class _Process:
                 event = self._next(None, number)
                 finished = event["event"] == "done"
                 yield event
-        except WorkerDied:
+        except RagError:
             finished = True
             raise
         finally:
@@ -258,6 +260,9 @@ class _Process:
                 f"the model '{self._path}' has no chat template, so nobody knows how to ask it. Add one with "
                 "gguf-new-metadata --chat-template (pip install gguf), or give another with --model"
             )
+        if event["kind"] == "template":
+            why = f"the chat template cannot be rendered: {event['message']}"
+            return ModelInvalid(f"the model '{self._path}': {why}. {REMEDY}")
         if event["kind"] == "invalid":
             return ModelInvalid(
                 f"the model '{self._path}' cannot be loaded: it is cut short, damaged, or of a kind that this "

@@ -1,12 +1,17 @@
 """Ends an answer that goes round in circles, as small models do under greedy decoding. Text in, text out."""
 
 import math
+from collections import Counter
 
 LEAST_WORDS = 4
 """A sentence shorter than this may well occur twice."""
+SHORT_TIMES = 3
+"""How often a shorter one may occur."""
 LOOP_WORDS = 9
 """Words that a phrase, repeated at least three times, must cover to count as a loop within a sentence."""
 LONGEST_PHRASE = 12
+LONGEST_RUN = 40
+"""Times that one letter or digit may follow itself."""
 
 
 class Repeats:
@@ -19,6 +24,7 @@ class Repeats:
         self.looping = False
         """Whether the answer should end here."""
         self._seen: set[str] = set()
+        self._short: Counter[str] = Counter()
         self._sentence = ""
         self._held = ""
         self._in_code = False
@@ -44,17 +50,21 @@ class Repeats:
             self._end_sentence()
         elif self._sentence.strip() and self._begins_like_another():
             return ""
-        elif character.isspace() and not self._in_code:
-            self.looping = self._loops()
+        elif not self._in_code:
+            self.looping = self._loops() if character.isspace() else self._drones()
         shown, self._held = self._held, ""
         return shown
 
     def _end_sentence(self) -> None:
         self._in_code ^= self._sentence.count("```") % 2 == 1
-        if self._long_enough() and not self._in_code:
-            if self._key() in self._seen:
-                self.looping, self._held = True, ""
+        if self._key() in self._seen and not self._in_code:
+            self.looping, self._held = True, ""
+        elif self._long_enough() and not self._in_code:
             self._seen.add(self._key())
+        elif not self._in_code and any(c.isalnum() for c in self._sentence):
+            self._short[self._key()] += 1
+            if self._short[self._key()] == SHORT_TIMES:
+                self._seen.add(self._key())
         self._sentence = ""
 
     def _key(self) -> str:
@@ -66,6 +76,10 @@ class Repeats:
     def _begins_like_another(self) -> bool:
         key = self._key()
         return not self._in_code and any(sentence.startswith(key) for sentence in self._seen)
+
+    def _drones(self) -> bool:
+        tail = self._sentence[-LONGEST_RUN:]
+        return len(tail) == LONGEST_RUN and tail[0].isalnum() and len(set(tail)) == 1
 
     def _loops(self) -> bool:
         words = self._sentence.casefold().split()

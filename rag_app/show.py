@@ -31,9 +31,11 @@ def as_markdown(text: str) -> str:
     """
     parts = CODE.split(text)
     for place in range(0, len(parts), 2):  # odd places are code, which Markdown shows as it is
-        part = parts[place].replace("![", r"!\[").replace("$", r"\$")
-        parts[place] = re.sub(r":(?=[A-Za-z][\w-]*[:\[])", r"\:", part)
-    return "".join(parts)
+        part = parts[place].replace("$", r"\$")
+        parts[place] = re.sub(r":(?=(?:material/)?[\w+-]+[:\[])", r"\:", part)
+    # In code too: what looks like code here may be none to Markdown (a fence that a list ends, an escaped backtick),
+    # and a backslash too many does less harm than an image fetched.
+    return "".join(parts).replace("![", r"!\[")
 
 
 def sources(details: dict[str, Any]) -> list[Source]:

@@ -61,6 +61,7 @@ class Worker:
 
     def _load(self, request: dict[str, Any]) -> None:
         import llama_cpp
+        from jinja2 import TemplateError
 
         try:
             llama = llama_cpp.Llama(request["path"], n_ctx=64, vocab_only=True, verbose=False)
@@ -74,8 +75,10 @@ class Worker:
             self._llama = llama_cpp.Llama(
                 request["path"], n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False
             )
+        except TemplateError as error:  # llama_cpp compiles the template for itself
+            raise _Refused("template", error) from error
         except (ValueError, OSError) as error:
-            raise _Refused("invalid", str(error)) from error
+            raise _Refused("invalid", error) from error
         self._vocab = llama_cpp.llama_model_get_vocab(self._llama.model)
         special = {i: self._piece(i) for i in range(self._llama.n_vocab()) if self._is_special(i)}
         bos, eos = (special.get(token, "") for token in (self._llama.token_bos(), self._llama.token_eos()))

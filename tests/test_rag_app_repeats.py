@@ -45,3 +45,15 @@ def test_a_phrase_that_comes_over_and_over_ends_the_answer(phrase: str) -> None:
     shown, looping = through("It is " + phrase * 40)
     assert looping
     assert len(shown) < len("It is " + phrase * 12)
+
+
+def test_a_digit_without_end_ends_the_answer() -> None:
+    shown, looping = through("It has 2" + "0" * 500)
+    assert looping
+    assert len(shown) < 60
+
+
+def test_a_short_line_may_come_three_times_but_not_for_ever() -> None:
+    assert through("## API\n\n" * 3) == ("## API\n\n" * 3, False)
+    shown, looping = through("## API\n\n" * 9)
+    assert (shown.count("API"), looping) == (3, True)

@@ -1,0 +1,501 @@
+"""The opened index: ranking, copies, context, new generations, every kind of damage, and threads beside builds."""
+
+import ast
+import json
+import os
+import random
+import resource
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index import Hit, Index, IndexDamaged, IndexMismatch, NoIndex, QueryInvalid, RagError, build
+from index import generation as disk
+from index.loaders import load
+from tests.conftest import ROOT, WordEncoder, copy_of
+
+PARTS = [disk.MANIFEST, disk.VECTORS, disk.CHUNKS]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(facts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the three small documents. Not to be written to."""
+    directory = tmp_path_factory.mktemp("words") / "index"
+    build([facts], directory, encoder=WordEncoder())
+    return directory
+
+
+@pytest.fixture
+def where(built: Path, tmp_path: Path) -> Path:
+    """A copy of that index, to be harmed."""
+    return copy_of(built, tmp_path / "index")
+
+
+@pytest.fixture
+def long_document(tmp_path: Path, encoder: WordEncoder) -> tuple[Index, str]:
+    """An index of one document of many passages, and its text."""
+    sentences = (f"Sentence number {n} speaks of subject{n % 17} and of thing{n}." for n in range(300))
+    path = write(tmp_path / "docs" / "long.txt", "\n\n".join(sentences))
+    write(tmp_path / "docs" / "other.txt", "\n\n".join(f"Another{n} text about otherwise{n}." for n in range(300)))
+    build([path.parent], tmp_path / "long", encoder=encoder)
+    return Index.open(tmp_path / "long", encoder), path.read_text()
+
+
+# --- ranking
+
+
+def test_the_best_passage_comes_first(built: Path, encoder: WordEncoder) -> None:
+    index = Index.open(built, encoder)
+    for query, source in [
+        ("okapi tongue", "animals.md"),
+        ("lunch allowance", "lunch.txt"),
+        ("engine oil", "engine.html"),
+    ]:
+        assert Path(index.search(query, 1)[0].source).name == source
+
+
+def test_ranks_count_from_one_and_scores_are_the_cosines_in_order(built: Path, encoder: WordEncoder) -> None:
+    index = Index.open(built, encoder)
+    hits = index.search("the okapi and the lunch", 10)
+    assert [hit.rank for hit in hits] == list(range(1, index.manifest.chunks + 1))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    query = encoder.encode_query("the okapi and the lunch")
+    for hit in hits:
+        expected = float(encoder.encode([f"{hit.heading}\n{hit.text}"])[0] @ query)
+        assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_hit_says_where_it_stands(built: Path, facts: Path, encoder: WordEncoder) -> None:
+    index = Index.open(built, encoder)
+    hit = index.search("axolotl gills", 1)[0]
+    path = facts / "animals.md"
+    assert (hit.source, hit.page) == (str(path), None)
+    assert hit.heading == "Animals > Axolotl"
+    assert path.read_text()[hit.start : hit.end] == hit.text
+    assert index.search("lunch", 1)[0].heading == "lunch"  # no heading and no title: the file's name
+    assert index.search("engine oil", 1)[0].heading == "Engine > Oil"
+    assert set(hit.as_dict()) == {"rank", "score", "chunk_id", "source", "page", "heading", "start", "end", "text"}
+    assert Hit(**hit.as_dict()) == hit
+
+
+def test_passage_ids_differ_and_stay(long_document: tuple[Index, str], encoder: WordEncoder) -> None:
+    index, _ = long_document
+    ids = {hit.chunk_id: hit.text for hit in index.search("subject1", 1000)}
+    assert len(ids) == index.manifest.chunks
+    build(index.manifest.roots, index.directory, encoder=encoder, rebuild=True)
+    again = Index.open(index.directory, encoder)
+    assert not index.is_current()
+    assert {hit.chunk_id: hit.text for hit in again.search("subject1", 1000)} == ids
+
+
+def test_the_same_query_gives_the_same_hits(built: Path) -> None:
+    first = Index.open(built, WordEncoder()).search("the", 3)
+    assert first == Index.open(built, WordEncoder()).search("the", 3)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 1_000, 10**12])
+def test_k_limits_and_may_exceed_the_index(built: Path, encoder: WordEncoder, k: int) -> None:
+    index = Index.open(built, encoder)
+    assert len(index.search("okapi", k)) == min(k, index.manifest.chunks)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_one_is_refused(built: Path, encoder: WordEncoder, k: int) -> None:
+    with pytest.raises(QueryInvalid, match=f"^{k} passages are asked for: ask for at least 1$"):
+        Index.open(built, encoder).search("okapi", k)
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t", "\u3000"])
+def test_an_empty_query_is_refused(built: Path, encoder: WordEncoder, query: str) -> None:
+    with pytest.raises(QueryInvalid, match="the question is empty"):
+        Index.open(built, encoder).search(query)
+
+
+@pytest.mark.parametrize("query", ["?", "' OR 1=1 --", "\x00", "🦓", "a" * 100_000, "'; DROP TABLE chunks; --"])
+def test_odd_queries_are_answered(built: Path, encoder: WordEncoder, query: str) -> None:
+    assert len(Index.open(built, encoder).search(query, 3)) == 3
+
+
+@pytest.mark.parametrize("copies", [2, 5, 60])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_copies_of_a_passage_count_once_and_hide_no_other(
+    tmp_path: Path, encoder: WordEncoder, copies: int, k: int
+) -> None:
+    for number in range(copies):
+        write(tmp_path / "docs" / f"copy{number}.md", "# Licence\n\nThe same licence of every file.\n")
+    write(tmp_path / "docs" / "other.md", "# Other\n\nOne licence of its own.\n")
+    write(tmp_path / "docs" / "far.md", "# Far\n\nNothing in common.\n")
+    build([tmp_path / "docs"], tmp_path / "index", encoder=encoder)
+    texts = [
+        hit.text.splitlines()[0] for hit in Index.open(tmp_path / "index", encoder).search("licence of every file", k)
+    ]
+    assert texts == ["# Licence", "# Other", "# Far"][:k]
+
+
+# --- around a passage
+
+
+def test_around_gives_the_text_before_and_after(long_document: tuple[Index, str]) -> None:
+    index, text = long_document
+    hits = [hit for hit in index.search("subject3 thing3", 1000) if hit.source.endswith("long.txt")]
+    assert len(hits) > 20
+    for hit in hits:
+        for characters in (1, 80, 600, 10**6):
+            before, after = index.around(hit, characters)
+            assert before.split() == text[max(0, hit.start - characters) : hit.start].split()
+            assert after.split() == text[hit.end : hit.end + characters].split()
+
+
+def test_around_a_document_of_one_passage_is_empty(built: Path, encoder: WordEncoder) -> None:
+    index = Index.open(built, encoder)
+    assert index.around(index.search("lunch", 1)[0]) == ("", "")
+
+
+# --- the encoder
+
+
+def test_the_encoder_is_made_at_the_first_query_and_once(built: Path) -> None:
+    made: list[WordEncoder] = []
+    second = threading.Barrier(2)
+
+    def make() -> WordEncoder:
+        made.append(WordEncoder())
+        with pytest.raises(threading.BrokenBarrierError):  # nobody else makes one meanwhile
+            second.wait(0.2)
+        return made[-1]
+
+    index = Index.open(built, make)
+    assert index.status()["chunks"] and not made
+    start = threading.Barrier(8)
+
+    def query(_: int) -> list[Hit]:
+        start.wait(30)
+        return index.search("okapi")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(query, range(8)))
+    assert len(made) == 1 and all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("other", [WordEncoder("letters", 64), WordEncoder("words", 32)])
+def test_another_encoder_is_refused(built: Path, other: WordEncoder) -> None:
+    for encoder in (other, lambda: other):
+        index = Index.open(built, encoder)
+        with pytest.raises(IndexMismatch, match=r"built with 'words' \(64\).* Run: rag-index build --rebuild FOLDER"):
+            index.search("okapi")
+    assert other.encoded == []
+
+
+def test_status(built: Path, facts: Path) -> None:
+    status = Index.open(built).status()
+    files = list((built / "gen-000001").iterdir())
+    assert {
+        key: status[key] for key in ("index", "generation", "files", "files_failed", "chunks", "roots", "faiss")
+    } == {
+        "index": str(built),
+        "generation": "gen-000001",
+        "files": 3,
+        "files_failed": [],
+        "chunks": Index.open(built).manifest.chunks,
+        "roots": [str(facts)],
+        "faiss": "Flat",
+    }
+    assert status["encoder"] == {"name": "words", "dimension": 64, "fingerprint": "words", "precision": "fp32"}
+    assert status["bytes"] == sum(path.stat().st_size for path in files if path.name != disk.MANIFEST)
+    assert json.loads(json.dumps(status)) == status
+
+
+# --- new generations
+
+
+def test_a_new_generation_is_noticed_and_the_old_one_goes_on(tmp_path: Path, encoder: WordEncoder) -> None:
+    directory = tmp_path / "index"
+    path = write(tmp_path / "docs" / "a.txt", "version one")
+    build([path.parent], directory, encoder=encoder)
+    first = Index.open(directory, encoder)
+    assert (first.name, first.is_current()) == ("gen-000001", True)
+    for version in ("two", "three", "four"):  # the first generation's files are gone after these
+        write(path, f"version {version}")
+        build([path.parent], directory, encoder=encoder)
+        assert not first.is_current()
+    assert not (directory / "gen-000001").exists()
+    assert [hit.text for hit in first.search("version")] == ["version one"]
+    last = Index.open(directory, encoder)
+    assert (last.name, last.is_current()) == ("gen-000004", True)
+    assert [hit.text for hit in last.search("version")] == ["version four"]
+    first.close()
+
+
+def test_threads_that_search_while_builds_publish_never_fail(tmp_path: Path) -> None:
+    docs, directory, done = tmp_path / "docs", tmp_path / "index", threading.Event()
+
+    def publish(version: int) -> None:
+        for number in range(3):
+            write(docs / f"{number}.txt", f"Text {number} of version{version}.")
+        build([docs], directory, encoder=WordEncoder())
+
+    def reads() -> tuple[int, set[str]]:
+        """Searches on and on, and opens each new generation as the chat page does."""
+        index, opened, searches = Index.open(directory, WordEncoder()), set[str](), 0
+        while True:
+            last = done.is_set()
+            if not index.is_current():
+                index.close()
+                index = Index.open(directory, WordEncoder())
+            hits = index.search("text of a version", 3)
+            assert len(hits) == 3 and len({hit.text.split()[-1] for hit in hits}) == 1  # all of one generation
+            assert all(index.around(hit) == ("", "") for hit in hits)
+            opened.add(index.name)
+            searches += 1
+            if last:
+                return searches, opened
+
+    publish(0)
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(reads) for _ in range(4)]
+        try:
+            for version in range(1, 16):
+                publish(version)
+        finally:
+            done.set()
+        results = [reader.result(60) for reader in readers]
+    assert all(searches >= 1 and "gen-000016" in opened for searches, opened in results)
+
+
+@pytest.mark.parametrize("late", [disk.POINTER, f"gen-000001/{disk.MANIFEST}"])
+def test_a_generation_that_builds_remove_while_it_is_opened_is_no_damage(where: Path, late: str) -> None:
+    write(where.parent / "docs" / "new.txt", "The wombat digs.")
+    build([where.parent / "docs"], where, encoder=WordEncoder(), rebuild=True)
+    newest = (where / disk.POINTER).read_bytes()
+    write(where / disk.POINTER, "gen-000001")
+    (where / late).unlink()
+    os.mkfifo(where / late)  # its reader waits, and meanwhile builds publish and remove
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Index.open, where, WordEncoder())
+        with (where / late).open("wb") as pipe:
+            (where / "newest").write_bytes(newest)
+            (where / "newest").replace(where / disk.POINTER)
+            shutil.rmtree(where / "gen-000001")
+            pipe.write(b"gen-000001")
+        index = opening.result(60)
+    assert (index.name, index.is_current()) == ("gen-000002", True)
+    assert index.search("wombat", 1)[0].text == "The wombat digs."
+
+
+# --- no index, and damage
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "a file"])
+def test_no_index(tmp_path: Path, kind: str) -> None:
+    directory = tmp_path / "index"
+    if kind == "empty":
+        directory.mkdir()
+    if kind == "a file":
+        directory.write_text("x")
+    with pytest.raises(NoIndex) as raised:
+        Index.open(directory)
+    assert str(raised.value) == f"there is no index at '{directory}'. Run: rag-index build FOLDER --index {directory}"
+
+
+def test_no_index_at_the_default_place(tmp_path: Path) -> None:
+    with pytest.raises(NoIndex, match=r"Run: rag-index build FOLDER$"):
+        Index.open()
+
+
+def expect_damage(directory: Path, what: str) -> None:
+    """Asserts that opening the index says what is wrong, and how to repair it, in one line."""
+    with pytest.raises(IndexDamaged, match=what) as raised:
+        Index.open(directory, WordEncoder())
+    message = str(raised.value)
+    assert f"rag-index build --rebuild FOLDER --index {directory}" in message
+    assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize("name", ["gen-000009", "", "../gen-000001", "nonsense\n\nmore", "\0", "x" * 5000, "gen-1"])
+def test_a_pointer_to_nothing(where: Path, name: str) -> None:
+    (where / disk.POINTER).write_text(name)
+    expect_damage(where, "its pointer names")
+
+
+def test_a_pointer_of_random_bytes(where: Path) -> None:
+    (where / disk.POINTER).write_bytes(random.Random(1).randbytes(100))
+    expect_damage(where, "its pointer names")
+
+
+def test_a_generation_that_is_gone(where: Path) -> None:
+    (where / "gen-000001").rename(where / "elsewhere")
+    expect_damage(where, "its pointer names 'gen-000001', which is not there")
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("harm", ["missing", "empty", "cut", "grown", "garbage", "zeros", "a folder"])
+def test_a_harmed_part(where: Path, name: str, harm: str) -> None:
+    path = where / "gen-000001" / name
+    data = path.read_bytes()
+    path.unlink()
+    harmed = {
+        "empty": b"",
+        "cut": data[:-1],
+        "grown": data + b"x",
+        "garbage": random.Random(1).randbytes(len(data)),
+        "zeros": bytes(len(data)),
+    }
+    if harm == "a folder":
+        path.mkdir()
+    elif harm != "missing":
+        path.write_bytes(harmed[harm])
+    expect_damage(where, f"gen-000001/{name}")
+
+
+@pytest.mark.parametrize("name", [disk.VECTORS, disk.CHUNKS])
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+def test_a_flipped_byte_of_a_header_changes_nothing_or_is_damage(where: Path, name: str, mask: int) -> None:
+    headers = {disk.VECTORS: 45, disk.CHUNKS: 100}  # FAISS: kind, dimension, size, metric, length; then the data
+    path = where / "gen-000001" / name
+    data = path.read_bytes()
+
+    def answer() -> list[Any]:
+        index = Index.open(where, WordEncoder())
+        return [(hit, index.around(hit)) for hit in index.search("okapi lunch", 10)]
+
+    whole, outcomes = answer(), []
+    for position in range(headers[name]):
+        path.write_bytes(data[:position] + bytes([data[position] ^ mask]) + data[position + 1 :])
+        try:
+            assert answer() == whole, f"byte {position}"
+            outcomes.append("same")
+        except IndexDamaged as error:
+            assert f"--index {where}" in str(error) and "\n" not in str(error)
+            outcomes.append("damaged")
+    assert set(outcomes) == {"same", "damaged"}
+
+
+def test_a_header_that_tells_of_gigabytes_takes_no_memory(where: Path) -> None:
+    path = where / "gen-000001" / disk.VECTORS
+    data = path.read_bytes()
+    path.write_bytes(data[:37] + (1 << 29).to_bytes(8, "little") + data[45:])  # 2 GiB of floats
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limits[1]))
+    try:
+        expect_damage(where, f"gen-000001/{disk.VECTORS} is not a FAISS index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunks": 99},
+        {"encoder": {"name": "words", "dimension": 65}},
+        {"files": {"/a.md": {"size": 1}}},
+        {"files": []},
+        {"bytes": {}},
+        {"bytes": {disk.VECTORS: "many", disk.CHUNKS: 1}},
+        {"surprise": 1},
+    ],
+)
+def test_a_manifest_that_does_not_fit(where: Path, change: dict[str, Any]) -> None:
+    path = where / "gen-000001" / disk.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    expect_damage(where, "gen-000001")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"schema": 1}', "", '{"schema": 1', '"x"', "[" * 100_000])
+def test_a_manifest_that_is_none(where: Path, text: str) -> None:
+    (where / "gen-000001" / disk.MANIFEST).write_text(text)
+    expect_damage(where, f"gen-000001/{disk.MANIFEST} cannot be read")
+
+
+def test_a_newer_schema_says_to_update(where: Path) -> None:
+    path = where / "gen-000001" / disk.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2, "what is new": True}))
+    expect_damage(where, "has schema 2, this program reads 1: update the program, or run")
+
+
+def test_parts_of_another_index_do_not_fit(where: Path, long_document: tuple[Index, str]) -> None:
+    other = long_document[0].directory / "gen-000001"
+    for name in (disk.VECTORS, disk.CHUNKS):
+        path, manifest = where / "gen-000001" / name, where / "gen-000001" / disk.MANIFEST
+        own, told = path.read_bytes(), manifest.read_text()
+        path.write_bytes((other / name).read_bytes())
+        expect_damage(where, f"{name} is missing or cut")
+        changed = json.loads(told)
+        changed["bytes"][name] = path.stat().st_size
+        manifest.write_text(json.dumps(changed))
+        expect_damage(where, "the parts of gen-000001 do not belong together")
+        path.write_bytes(own)
+        manifest.write_text(told)
+    assert Index.open(where, WordEncoder()).search("okapi")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_without_read_permission(where: Path, name: str) -> None:
+    (where / "gen-000001" / name).chmod(0)
+    expect_damage(where, f"gen-000001/{name}")
+
+
+def test_an_index_may_be_moved_and_be_read_only(built: Path, tmp_path: Path, encoder: WordEncoder) -> None:
+    moved = copy_of(built, tmp_path / "else where #1?%20")
+    for path in [*moved.rglob("*"), moved]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert Index.open(moved, encoder).search("okapi") == Index.open(built, encoder).search("okapi")
+    finally:
+        for path in [moved, *moved.rglob("*")]:
+            path.chmod(0o755)
+
+
+# --- what must never be there
+
+
+def test_every_error_is_one_of_the_package() -> None:
+    from index import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert len(classes) == 9 and all(issubclass(value, RagError) for value in classes)
+    assert all(value.__name__ in (errors.__doc__ or "") and value.__doc__ for value in classes)
+
+
+def test_nothing_is_unpickled() -> None:
+    unsafe = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for path in sorted((ROOT / "index").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & unsafe, path
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in unsafe, path
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert ast.unparse(node.func) not in {"torch.load", "np.load", "numpy.load"}, path
+
+
+def test_vectors_are_unit_and_in_the_order_of_the_chunks(built: Path) -> None:
+    generation = disk.current(built)
+    faiss_index = disk.read_vectors(generation)
+    vectors = disk.flat_vectors(faiss_index)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    with disk.open_chunks(generation) as db:
+        rows = db.execute("SELECT id, heading, text FROM chunks ORDER BY id").fetchall()
+    assert [row for row, _, _ in rows] == list(range(len(vectors)))
+    expected = WordEncoder().encode([f"{heading}\n{text}" for _, heading, text in rows])
+    assert np.allclose(vectors, expected, atol=1e-6)
+
+
+def test_spans_lead_back_to_the_text_of_the_loaded_file(built: Path, facts: Path) -> None:
+    hits = Index.open(built, WordEncoder()).search("the", 100)
+    assert {Path(hit.source).name for hit in hits} == {path.name for path in facts.iterdir()}
+    for hit in hits:
+        path = Path(hit.source)
+        assert load(path, path.read_bytes()).text[hit.start : hit.end] == hit.text

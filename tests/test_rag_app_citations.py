@@ -1,0 +1,217 @@
+"""What an answer cites: verbatim quotes, markers only where a passage bears the sentence out, however it is cut."""
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from index import Hit
+from rag_app.citations import Citation, Citer
+
+OKAPI = "The okapi lives in the Ituri rainforest. Its tongue is 45 centimetres long."
+AXOLOTL = "\n  The axolotl keeps its gills for life.\nIt lives in Lake Xochimilco near Mexico City.  \n"
+CODE = "Set the rank like this:\n\nmodel = build(r=16)\nlayers = model[0]\n"
+PEOPLE = "Dr. Jane R. Goodall saw them, e.g. in 1960. About 2.5 metres, i.e. Very tall. 3 of them slept."
+CJK = "奥卡皮鹿生活在伊图里雨林。它的舌头长四十五厘米。"
+START = 1000
+QUESTION = "Where does the okapi live?"
+
+
+def passages(*texts: str) -> list[Hit]:
+    spans = [(START * n, START * n + len(text)) for n, text in enumerate(texts, 1)]
+    return [
+        Hit(n, 0.9, f"c{n}", f"/docs/{n}.md", n if n > 1 else None, "", *spans[n - 1], text)
+        for n, text in enumerate(texts, 1)
+    ]
+
+
+HITS = passages(OKAPI, AXOLOTL, CODE, PEOPLE, CJK)
+
+
+def cite(pieces: str | Sequence[str], hits: Sequence[Hit] = HITS) -> tuple[str, list[Citation]]:
+    citer = Citer(QUESTION, hits)
+    shown = [citer.feed(piece) for piece in ([pieces] if isinstance(pieces, str) else pieces)]
+    return "".join(shown) + citer.finish(), citer.citations
+
+
+def shown(text: str, hits: Sequence[Hit] = HITS) -> str:
+    return cite(text, hits)[0]
+
+
+ANSWERS = {
+    # a marker stands after the sentence that a passage bears out, and after no other
+    "The okapi lives in the Ituri rainforest. Cats are nice. Its tongue is 45 centimetres long.": (
+        "The okapi lives in the Ituri rainforest. [1] Cats are nice. Its tongue is 45 centimetres long. [1]"
+    ),
+    "Okapis live in the rainforest of Ituri! Axolotls keep gills for life?": (
+        "Okapis live in the rainforest of Ituri! [1] Axolotls keep gills for life? [2]"
+    ),
+    "Nothing here is known to anybody.": "Nothing here is known to anybody.",
+    "No full stop: the axolotl keeps its gills": "No full stop: the axolotl keeps its gills [2]",
+    '"The okapi lives in the Ituri rainforest." It does.': '"The okapi lives in the Ituri rainforest." [1] It does.',
+    # what a model writes as markers: moved behind the sentence when true, gone when not
+    "The okapi lives in the Ituri rainforest [1]. Cats are nice [1].": (
+        "The okapi lives in the Ituri rainforest. [1] Cats are nice."
+    ),
+    "The okapi lives in the Ituri rainforest. [1] Its tongue is 45 centimetres long. [1]": (
+        "The okapi lives in the Ituri rainforest. [1] Its tongue is 45 centimetres long. [1]"
+    ),
+    "The okapi[1][2] lives in the Ituri rainforest[1, 2].": "The okapi lives in the Ituri rainforest. [1]",
+    "The axolotl keeps its gills for life [9]. Cats [77] are nice [0].": (
+        "The axolotl keeps its gills for life. [2] Cats are nice."
+    ),
+    "The axolotl keeps its gills for life [9, 12,2].": "The axolotl keeps its gills for life. [2]",
+    "[2]": "",
+    "[2] The axolotl keeps its gills for life.": " The axolotl keeps its gills for life. [2]",
+    # a marker that the end cuts in two is not shown
+    "The okapi lives in the Ituri rainforest [1": "The okapi lives in the Ituri rainforest [1]",
+    "Cats are nice [1, ": "Cats are nice",
+    "Cats are nice [": "Cats are nice",
+    # where sentences end, and where they do not
+    "Dr. Jane R. Goodall saw them in 1960.": "Dr. Jane R. Goodall saw them in 1960. [4]",
+    "They were seen, e.g. in 1960, by J. Goodall et al. in Dr. Who. Cats are nice.": (
+        "They were seen, e.g. in 1960, by J. Goodall et al. in Dr. Who. Cats are nice."
+    ),
+    "They are about 2.5 metres, i.e. very tall.": "They are about 2.5 metres, i.e. very tall. [4]",
+    "1. The okapi lives in the Ituri rainforest.\n2. Its tongue is 45 centimetres long.\n3. Cats are nice.": (
+        "1. The okapi lives in the Ituri rainforest. [1]\n2. Its tongue is 45 centimetres long. [1]\n3. Cats are nice."
+    ),
+    "- The okapi lives in the Ituri rainforest\n- Cats\n* The axolotl keeps its gills\n": (
+        "- The okapi lives in the Ituri rainforest [1]\n- Cats\n* The axolotl keeps its gills [2]\n"
+    ),
+    "\n\nIts tongue is 45 centimetres long.\n\n\nCats.\n": "\n\nIts tongue is 45 centimetres long. [1]\n\n\nCats.\n",
+    "Its tongue is 45 centimetres long.\r\nCats.": "Its tongue is 45 centimetres long. [1]\r\nCats.",
+    # code is left as it is, and what follows it is cited again
+    "Set the rank like this:\n```py\nmodel = build(r=16)\nlayers = model[0]\n```\nAxolotls keep gills.": (
+        "Set the rank like this: [3]\n```py\nmodel = build(r=16)\nlayers = model[0]\n```\nAxolotls keep gills. [2]"
+    ),
+    "```\nlayers = model[0]\n": "```\nlayers = model[0]\n",
+    "- ```\n  layers = model[0]\n  ```\n- The axolotl keeps its gills [7]": (
+        "- ```\n  layers = model[0]\n  ```\n- The axolotl keeps its gills [2]"
+    ),
+    "The okapi lives in `rainforest[0]. Ituri`. Cats [1].": "The okapi lives in `rainforest[0]. Ituri`. [1] Cats.",
+    "```one line[0]``` and the axolotl keeps its gills [1].": (
+        "```one line[0]``` and the axolotl keeps its gills. [2]"
+    ),
+    # brackets that are no markers
+    "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]": (
+        "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]"
+    ),
+    # other scripts, and nothing at all
+    "奥卡皮鹿生活在伊图里雨林。": "奥卡皮鹿生活在伊图里雨林。 [5]",
+    "它的舌头长四十五厘米\n猫很好 [1]。": "它的舌头长四十五厘米 [5]\n猫很好。",
+    "🦒 The okapi lives in the Ituri rainforest 👩‍👩‍👧.": "🦒 The okapi lives in the Ituri rainforest 👩‍👩‍👧. [1]",
+    "": "",
+    " \n \n": " \n \n",
+    "... !!! ???": "... !!! ???",
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS.items())
+def test_the_text_as_it_is_shown(answer: str, expected: str) -> None:
+    assert shown(answer) == expected
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_way_to_cut_the_stream_shows_the_same(answer: str) -> None:
+    whole = cite(answer)
+    assert cite(list(answer)) == whole
+    for cut in range(1, len(answer)):
+        assert cite([answer[:cut], answer[cut:]]) == whole
+        assert cite([answer[:cut], "", answer[cut:]]) == whole
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_is_shown_meanwhile_is_the_beginning_of_the_whole(answer: str) -> None:
+    """Nothing shown is ever taken back, so no half marker can stand on the screen."""
+    whole = shown(answer)
+    citer, so_far = Citer(QUESTION, HITS), ""
+    for character in answer:
+        so_far += citer.feed(character)
+        assert whole.startswith(so_far)
+        halves = [m for m in re.finditer(r"\[\d{1,3}\]", whole) if m.start() < len(so_far) < m.end()]
+        assert not halves or "`" in answer  # in code, brackets are no markers
+
+
+def test_nothing_is_held_back_but_what_might_become_a_marker() -> None:
+    answer = "Cats sleep. They `sleep` in 2.5 [beds] and\n\n```\ndo[nothing]\n```\nElse."
+    citer, given, out = Citer(QUESTION, HITS), "", ""
+    for character in answer:
+        given += character
+        out += citer.feed(character)
+        assert out in (given, given.removesuffix("[").removesuffix(" "))
+    assert citer.feed(" [1, 2") == ""
+    assert citer.feed("x") == " [1, 2x"
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_quote_is_verbatim_and_every_marker_has_one(answer: str) -> None:
+    text, citations = cite(answer)
+    for citation in citations:
+        hit = HITS[citation.n - 1]
+        assert (citation.source, citation.page) == (hit.source, hit.page)
+        assert hit.text[citation.start - hit.start : citation.end - hit.start] == citation.quote
+        assert citation.quote == citation.quote.strip() != ""
+        assert f" [{citation.n}]" in text
+    assert len(set(citations)) == len(citations)
+
+
+def test_the_quote_is_the_sentence_that_says_it() -> None:
+    _, citations = cite("It lives in Lake Xochimilco near Mexico City.", passages(OKAPI, AXOLOTL))
+    quote = "It lives in Lake Xochimilco near Mexico City."
+    start = 2 * START + AXOLOTL.index(quote)
+    assert citations == [Citation(2, "/docs/2.md", 2, start, start + len(quote), quote)]
+    assert citations[0].as_dict() == {
+        "n": 2,
+        "source": "/docs/2.md",
+        "page": 2,
+        "start": start,
+        "end": start + len(quote),
+        "quote": quote,
+    }
+
+
+def test_a_sentence_said_twice_is_cited_twice_and_quoted_once() -> None:
+    text, citations = cite("Cats. The axolotl keeps its gills for life. The axolotl keeps its gills for life.")
+    assert text.count(" [2]") == 2
+    assert len(citations) == 1
+
+
+def test_a_sentence_drawn_from_two_that_follow_each_other_is_quoted_from_both() -> None:
+    text, (citation,) = cite("The axolotl of Lake Xochimilco near Mexico City keeps its gills for life.")
+    assert text.endswith(" [2]")
+    assert citation.quote == "The axolotl keeps its gills for life.\nIt lives in Lake Xochimilco near Mexico City."
+
+
+def test_a_marker_of_the_model_decides_between_passages_that_say_the_same() -> None:
+    twice = passages(OKAPI, "Unlike others, the okapi lives in the Ituri rainforest. It hides.")
+    sentence = "The okapi lives in the Ituri rainforest"
+    assert shown(f"{sentence}.", twice) == f"{sentence}. [1]"
+    assert shown(f"{sentence} [2].", twice) == f"{sentence}. [2]"
+    assert shown(f"{sentence} [3, 2].", twice) == f"{sentence}. [2]"
+    # It counts for its own sentence only.
+    assert shown(f"{sentence} [2]. {sentence}.", twice) == f"{sentence}. [2] {sentence}. [1]"
+
+
+def test_a_marker_of_the_model_does_not_make_a_passage_say_what_it_does_not() -> None:
+    text, citations = cite("The axolotl keeps its gills for life [1].", passages(OKAPI, AXOLOTL))
+    assert text == "The axolotl keeps its gills for life. [2]"
+    assert [citation.n for citation in citations] == [2]
+
+
+def test_no_passages_no_markers() -> None:
+    assert cite("The okapi lives in the Ituri rainforest [1].", []) == ("The okapi lives in the Ituri rainforest.", [])
+
+
+def test_words_that_say_nothing_are_no_support() -> None:
+    assert cite("This is what they have been. It is so.", passages("This is what they have been. It is so.")) == (
+        "This is what they have been. It is so.",
+        [],
+    )
+
+
+def test_a_passage_of_one_long_line_and_an_answer_of_many_sentences() -> None:
+    words = " ".join(f"word{n}" for n in range(3000))
+    text, citations = cite("word7 word8 word9 word10. " * 50, passages(words))
+    assert text.count(" [1]") == 50
+    assert [citation.quote for citation in citations] == [words]

@@ -1,0 +1,436 @@
+"""The bundled model on llama.cpp: repeatable answers, a clean end however it comes, clear words for bad files."""
+
+import mmap
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
+from index import RagError
+from rag_app.errors import ModelInvalid, ModelNotFound, PromptTooLong, WorkerDied
+from rag_app.llama import LlamaCpp
+from rag_app.models import locate
+from rag_app.prompt import Message
+from tests.conftest import ROOT
+
+QUESTION = "Name three colours."
+OTHER = "Hi"
+ENDLESS = "Count from 1 to 10000, one number a line, and leave none out."
+ENDLESS_TOKENS = 3000
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LlamaCpp]:
+    model = LlamaCpp(max_tokens=16)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def endless() -> Iterator[LlamaCpp]:
+    """Has an answer to `ENDLESS` that is far from its end after any first piece."""
+    model = LlamaCpp(max_tokens=ENDLESS_TOKENS)
+    yield model
+    model.close()
+
+
+def begin(model: LlamaCpp) -> Iterator[Any]:
+    """An endless answer, its first piece already taken."""
+    stream = model.stream(ENDLESS)
+    while not next(stream).text:
+        pass
+    return stream
+
+
+def taste(model: LlamaCpp, pieces: int = 5) -> str:
+    """The beginning of an answer; the rest is not made."""
+    stream = model.stream(QUESTION)
+    text = "".join(chunk.text for chunk in islice(filter(lambda chunk: chunk.text, stream), pieces))
+    stream.close()
+    return text
+
+
+def kill(model: LlamaCpp) -> None:
+    """Kills the worker and waits until it is dead, as a child still to be reaped."""
+    pid = model.pid()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def gone(pid: int | None) -> bool:
+    assert pid
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error)
+    assert text.strip() == text
+    assert "\n" not in text
+    return text
+
+
+# the same question, the same answer
+
+
+def test_the_same_answer_twice_after_another_question_and_in_a_new_process(model: LlamaCpp) -> None:
+    first = model.invoke(QUESTION).text
+    assert first
+    assert model.invoke(QUESTION).text == first
+    assert model.invoke(OTHER).text != first
+    assert model.invoke(QUESTION).text == first
+    model.close()
+    assert model.invoke(QUESTION).text == first
+
+
+def test_the_streamed_pieces_are_the_whole_answer(model: LlamaCpp) -> None:
+    whole = model.invoke(QUESTION)
+    chunks = list(model.stream(QUESTION))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert len([chunk for chunk in chunks if chunk.text]) > 3
+    total = chunks[0]
+    for chunk in chunks[1:]:
+        total += chunk
+    assert total.usage_metadata == whole.usage_metadata
+    assert total.response_metadata["finish_reason"] == whole.response_metadata["finish_reason"]
+
+
+def test_tokens_are_counted_as_the_prompt_is_read(model: LlamaCpp) -> None:
+    messages = [
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Hi!"),
+        Message("user", "?"),
+    ]
+    answer = model.invoke([SystemMessage("Be brief."), HumanMessage("Hi"), AIMessage("Hi!"), HumanMessage("?")])
+    usage = answer.usage_metadata
+    assert usage
+    assert usage["input_tokens"] == model.count_tokens(messages) > 0
+    assert 0 < usage["output_tokens"] <= 16
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_the_answer_ends_at_the_most_tokens_allowed_or_before(model: LlamaCpp) -> None:
+    cut, whole = model.invoke(ENDLESS), model.invoke(OTHER)
+    assert cut.usage_metadata
+    assert whole.usage_metadata
+    assert (cut.response_metadata["finish_reason"], cut.usage_metadata["output_tokens"]) == ("length", 16)
+    assert whole.response_metadata["finish_reason"] == "stop"
+    assert whole.usage_metadata["output_tokens"] < 16
+
+
+def test_a_temperature_with_a_seed_repeats_and_another_seed_differs() -> None:
+    answers = {}
+    for seed in (0, 1, 2):
+        model = LlamaCpp(max_tokens=8, temperature=1.5, seed=seed)
+        answers[seed] = model.invoke(QUESTION).text
+        assert model.invoke(QUESTION).text == answers[seed]
+        model.close()
+    assert len(set(answers.values())) > 1
+
+
+# ends
+
+
+def test_a_stream_closed_in_the_middle_stops_the_model(endless: LlamaCpp, model: LlamaCpp) -> None:
+    before = taste(model)
+    stream = begin(endless)
+    pid = endless.pid()
+    stream.close()
+    told = Path(f"/proc/{pid}/io")
+    if told.exists():  # every token is an event of more than 40 bytes
+        written = dict(line.split(": ") for line in told.read_text().splitlines())
+        assert int(written["wchar"]) < ENDLESS_TOKENS * 40
+    assert taste(endless) == before
+    assert endless.pid() == pid
+
+
+def test_a_stream_dropped_in_the_middle_stops_the_model(endless: LlamaCpp, model: LlamaCpp) -> None:
+    before = taste(model)
+    stream = begin(endless)
+    del stream
+    assert taste(endless) == before
+
+
+def test_a_stream_closed_while_the_prompt_is_read(model: LlamaCpp) -> None:
+    before = taste(model)
+    stream = model.stream("Sum up: " + "all work and no play " * 500)
+    assert not next(stream).text
+    stream.close()
+    assert taste(model) == before
+
+
+def test_killed_in_mid_answer_is_one_line_and_the_next_question_works(endless: LlamaCpp, model: LlamaCpp) -> None:
+    stream = begin(endless)
+    kill(endless)
+    with pytest.raises(WorkerDied, match=r"SIGKILL.*out of memory.*Ask again") as raised:
+        list(stream)
+    one_line(raised.value)
+    assert taste(endless) == taste(model)
+
+
+def test_killed_and_then_closed_is_no_error(endless: LlamaCpp) -> None:
+    stream = begin(endless)
+    kill(endless)
+    stream.close()
+    endless.close()
+    assert taste(endless)
+
+
+def test_killed_while_idle_is_not_noticed(model: LlamaCpp) -> None:
+    before, pid = taste(model), model.pid()
+    kill(model)
+    assert taste(model) == before
+    assert model.pid() != pid
+
+
+def test_closed_twice_and_used_again(model: LlamaCpp) -> None:
+    before, pid = taste(model), model.pid()
+    model.close()
+    model.close()
+    assert gone(pid)
+    assert taste(model) == before
+
+
+def test_closing_what_was_never_used() -> None:
+    model = LlamaCpp()
+    model.close()
+    assert model.pid() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not its child: Linux only")
+def test_the_worker_dies_with_a_killed_parent() -> None:
+    code = (
+        "import sys; from rag_app.llama import LlamaCpp; model = LlamaCpp(max_tokens=3000)\n"
+        "stream = model.stream('Count to 10000.')\n"
+        "while not next(stream).text: pass\n"
+        "print(model.pid(), flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    worker = os.pidfd_open(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    assert select.select([worker], [], [])[0] == [worker]  # a pidfd becomes readable when its process ends
+    os.close(worker)
+
+
+# several at once
+
+
+def test_two_threads_at_once_get_their_own_answers() -> None:
+    model = LlamaCpp(max_tokens=8)
+    questions = [QUESTION, OTHER] * 2
+    barrier, answers = threading.Barrier(len(questions)), dict[int, str]()
+
+    def ask(number: int) -> None:
+        barrier.wait()
+        answers[number] = "".join(chunk.text for chunk in model.stream(questions[number]))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = {question: model.invoke(question).text for question in questions}
+    model.close()
+    assert alone[QUESTION] != alone[OTHER]
+    assert answers == {number: alone[question] for number, question in enumerate(questions)}
+
+
+# the window
+
+
+def test_an_answer_ends_where_the_window_ends() -> None:
+    model = LlamaCpp(n_ctx=64, max_tokens=100)
+    assert model.window() == 64
+    answer = model.invoke(ENDLESS)
+    assert answer.usage_metadata
+    assert answer.usage_metadata["total_tokens"] == 64
+    assert answer.response_metadata["finish_reason"] == "length"
+    with pytest.raises(PromptTooLong, match="in a window of 64") as raised:
+        model.invoke("word " * 100)
+    one_line(raised.value)
+    assert model.invoke(ENDLESS).text == answer.text
+    model.close()
+
+
+def test_the_window_is_never_wider_than_the_models_own() -> None:
+    model = LlamaCpp(n_ctx=10**6)
+    assert model.window() == 8192
+    model.close()
+
+
+# what it does not know
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"top_k": 3}, "top_k"), ({"stop": ["x"]}, "stop"), ({"stop": ["x"], "b": 1, "a": 2}, "stop, a, b")],
+)
+def test_what_the_engine_does_not_support_is_refused_by_name(
+    model: LlamaCpp, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"not supported by this engine: {named}$"):
+        model.invoke(QUESTION, **arguments)
+    with pytest.raises(ValueError, match=f"not supported by this engine: {named}$"):
+        list(model.stream(QUESTION, **arguments))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"max_token": 5}, {"max_tokens": 0}, {"n_ctx": -1}, {"temperature": -0.1}, {"temperature": float("nan")}],
+)
+def test_a_setting_that_is_unknown_or_makes_no_sense_is_refused_by_name(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        LlamaCpp(**setting)
+
+
+# files that cannot be served
+
+
+def edited(to: Path, old: bytes, new: bytes) -> Path:
+    """The bundled model with the first `old` in it replaced by as many bytes."""
+    shutil.copyfile(locate(), to)
+    with to.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        place = data.find(old)
+        assert place >= 0
+        assert len(old) == len(new)
+        data[place : place + len(new)] = new
+    return to
+
+
+def missing(to: Path) -> Path:
+    return to
+
+
+def folder(to: Path) -> Path:
+    to.mkdir()
+    return to
+
+
+def no_gguf(to: Path) -> Path:
+    to.write_bytes(b"PK\x03\x04 a zip file, not a model")
+    return to
+
+
+def empty(to: Path) -> Path:
+    to.touch()
+    return to
+
+
+def header_alone(to: Path) -> Path:
+    with locate().open("rb") as file:
+        to.write_bytes(file.read(64))
+    return to
+
+
+def half(to: Path) -> Path:
+    shutil.copyfile(locate(), to)
+    os.truncate(to, to.stat().st_size // 2)
+    return to
+
+
+def zeros(to: Path) -> Path:
+    to.write_bytes(b"GGUF" + bytes(1000))
+    return to
+
+
+def no_template(to: Path) -> Path:
+    return edited(to, b"tokenizer.chat_template", b"tokenizer.chat_tempXate")
+
+
+def nonsense_architecture(to: Path) -> Path:
+    name = b"general.architecture" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little")
+    return edited(to, name + b"llama", name + b"zebra")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """A place for a model, freed at once: pytest would keep 100 MB each."""
+    path = tmp_path / "model.gguf"
+    yield path
+    if path.is_file():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (missing, ModelNotFound, "does not exist. Give another with --model"),
+        (folder, ModelNotFound, "is a folder, not a GGUF file. Give another with --model"),
+        (no_gguf, ModelInvalid, "is not a GGUF file. Give another with --model"),
+        (empty, ModelInvalid, "is not a GGUF file. Give another with --model"),
+        (header_alone, ModelInvalid, "cut short.*Fetch it again, or give another with --model"),
+        (half, ModelInvalid, "cut short.*Fetch it again, or give another with --model"),
+        (zeros, ModelInvalid, "cannot be loaded.*give another with --model"),
+        (nonsense_architecture, ModelInvalid, "a kind that this llama.cpp does not know.*give another with --model"),
+        (no_template, ModelInvalid, "no chat template.*Add one with.*or give another with --model"),
+    ],
+)
+def test_a_file_that_cannot_be_served_is_one_line_with_the_remedy_every_time(
+    make: Any, error: type[RagError], says: str, file: Path
+) -> None:
+    model = LlamaCpp(path=str(make(file)), max_tokens=1)
+    for _ in range(2):  # the second time must neither hang nor say something else
+        with pytest.raises(error, match=says) as raised:
+            model.invoke(QUESTION)
+        assert f"'{file}'" in one_line(raised.value)
+        assert model.pid() is None or gone(model.pid())
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            b"named SmolLM, trained by Hugging Face<|im_end|>\n' }}",
+            b"' }}{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        ),
+        (b"named SmolLM, trained by Hugging Face<|im_end|>\n' }}", b"' + 1 / 0 }}"),
+        (b"message['role'] + '\n' + message['content']", b"message['role']"),
+        (b"{% endfor %}", b"{% endfog %}"),
+    ],
+)
+def test_a_model_whose_template_cannot_be_rendered(old: bytes, new: bytes, file: Path) -> None:
+    model = LlamaCpp(path=str(edited(file, old, new.ljust(len(old)))), max_tokens=1)
+    with pytest.raises(
+        ModelInvalid, match=r"the chat template cannot be rendered: .*Give another with --model"
+    ) as raised:
+        model.invoke(QUESTION)
+    assert f"'{file}'" in one_line(raised.value)
+    model.close()
+
+
+def test_a_file_mended_meanwhile_is_served(file: Path) -> None:
+    model = LlamaCpp(path=str(half(file)), max_tokens=2)
+    with pytest.raises(ModelInvalid):
+        model.invoke(QUESTION)
+    shutil.copyfile(locate(), file)
+    assert model.invoke(QUESTION).text
+    model.close()
+
+
+def test_the_settings_name_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = LlamaCpp().check()
+    assert bundled.name.startswith("SmolLM2-135M-Instruct")
+    monkeypatch.setenv("RAG_MODEL", str(file))
+    with pytest.raises(ModelNotFound, match=r"model\.gguf"):
+        LlamaCpp().check()
+    assert LlamaCpp(path=str(bundled)).check() == bundled
