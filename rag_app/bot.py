@@ -253,6 +253,8 @@ class _Writer:
         return rest
 
     def _show(self, text: str) -> str:
+        if not self._answer.answer:
+            text = text.lstrip()  # models like to begin with a blank or a line
         self._answer.answer += text
         return text
 

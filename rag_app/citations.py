@@ -17,6 +17,8 @@ SUPPORT = 0.5
 """Least share of a sentence's words, weighted by rarity, that its quote must hold."""
 QUESTION_WEIGHT = 0.3
 """How much the question's words count in choosing between quotes that support a sentence equally."""
+SENTENCE_COST = 0.15
+"""How much more support a quote of two sentences must give than one of a single sentence."""
 
 WORD = re.compile(r"[^\W_]+(?:[.'_-][^\W_]+)*")
 MARKER = re.compile(r" ?\[\d{1,3}(?:, ?\d{1,3})*\](?!\()")
@@ -63,6 +65,7 @@ class _Quote:
     start: int
     end: int
     words: frozenset[str]
+    sentences: int
 
 
 class Citer:
@@ -133,7 +136,7 @@ class Citer:
         if not code and not _words(sentence):
             return ""  # a bullet or a row of dots: the sentence goes on
         self._sentence, self._named = "", []
-        quote = None if code else self._best(_words(sentence), named)
+        quote = None if code or HEADING.match(sentence.lstrip()) else self._best(_words(sentence), named)
         if quote is None:
             return ""
         hit = self._passages[quote.n - 1]
@@ -153,7 +156,8 @@ class Citer:
         return None
 
     def _support(self, words: frozenset[str], quote: _Quote) -> float:
-        return self._share(words, quote.words) + QUESTION_WEIGHT * self._share(self._question, quote.words)
+        support = self._share(words, quote.words) + QUESTION_WEIGHT * self._share(self._question, quote.words)
+        return support - SENTENCE_COST * (quote.sentences - 1)
 
     def _share(self, words: frozenset[str], of: frozenset[str]) -> float:
         """Share of `words`, weighted by rarity, that `of` holds."""
@@ -175,8 +179,8 @@ def _quotes(passages: Sequence[Hit]) -> Iterator[_Quote]:
             span for span in spans if _words(passage.text[slice(*span)]) and not HEADING.match(passage.text, *span)
         ]
         pairs = [(first[0], second[1]) for first, second in pairwise(spans)]
-        for start, end in spans + pairs:
-            yield _Quote(n, start, end, _words(passage.text[start:end]))
+        for sentences, found in enumerate((spans, pairs), 1):
+            yield from (_Quote(n, start, end, _words(passage.text[start:end]), sentences) for start, end in found)
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -84,8 +84,9 @@ def real_model() -> Iterator[Any]:
 
 
 FACTS = {
-    "animals.md": "# Animals\n\n## Okapi\n\nThe okapi lives in the Ituri rainforest. "
-    "Its tongue is 45 centimetres long.\n\n## Axolotl\n\nThe axolotl keeps its gills for life. It lives in Lake Xochimilco near Mexico City.\n",
+    "animals.md": "# Animals\n\n## Okapi\n\n"
+    "The okapi lives in the Ituri rainforest. Its tongue is 45 centimetres long.\n\n## Axolotl\n\n"
+    "The axolotl keeps its gills for life. It lives in Lake Xochimilco near Mexico City.\n",
     "lunch.txt": "Team lunch policy\n\nThe lunch allowance is 14 euros a day. Requests above it need a manager.\n",
     "engine.html": "<html><head><title>Engine manual</title></head><body><nav>Home</nav><h1>Engine</h1>"
     "<h2>Oil</h2><p>Change the oil every 7500 kilometres.</p></body></html>",

@@ -81,7 +81,7 @@ def test_a_hit_says_where_it_stands(built: Path, facts: Path, encoder: WordEncod
     hit = index.search("axolotl gills", 1)[0]
     path = facts / "animals.md"
     assert (hit.source, hit.page) == (str(path), None)
-    assert hit.heading == "Animals > Axolotl"
+    assert hit.heading == "Animals"  # the passage holds the section on the okapi too
     assert path.read_text()[hit.start : hit.end] == hit.text
     assert index.search("lunch", 1)[0].heading == "lunch"  # no heading and no title: the file's name
     assert index.search("engine oil", 1)[0].heading == "Engine > Oil"
@@ -381,6 +381,7 @@ def test_a_flipped_byte_of_a_header_changes_nothing_or_is_damage(where: Path, na
     assert set(outcomes) == {"same", "damaged"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the size of this process")
 def test_a_header_that_tells_of_gigabytes_takes_no_memory(where: Path) -> None:
     path = where / "gen-000001" / disk.VECTORS
     data = path.read_bytes()
