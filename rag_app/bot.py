@@ -5,6 +5,7 @@ question ─► search ─► fit the window ─► prompt ─► generate ─�
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -183,14 +184,16 @@ class Bot:
         texts = [hit.text for hit in answer.hits]
         window = self.model.window()
         room = window - min(self.model.max_tokens, window // 4)
-        for kept in range(len(texts), 0, -1):
-            prompt = question_prompt(answer.question, texts[:kept])
-            if self.model.count_tokens(prompt) <= room:
-                answer.dropped = len(texts) - kept
-                return prompt, answer.hits[:kept]
-        bare = self.model.count_tokens(question_prompt(answer.question, []))
+
+        def cost(passages: int) -> int:
+            return self.model.count_tokens(question_prompt(answer.question, texts[:passages]))
+
+        kept = bisect_right(range(1, len(texts) + 1), room, key=cost)
+        if kept:
+            answer.dropped = len(texts) - kept
+            return question_prompt(answer.question, texts[:kept]), answer.hits[:kept]
         raise PromptTooLong(
-            f"the question is too long: {bare:,} tokens with the instructions leave no room for a passage and an "
+            f"the question is too long: {cost(0):,} tokens with the instructions leave no room for a passage and an "
             f"answer in the model's window of {window:,}. Shorten it, and put long texts into the index instead"
         )
 
