@@ -143,13 +143,13 @@ class _Lock:
             raise IndexBusy(f"another build of '{self._directory}' is running: wait for it to end") from None
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
         kept = (self._directory / disk.POINTER, self._directory / PENDING)
         if self._made and not any(path.exists() for path in kept):
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(self._directory, ignore_errors=True)  # with the lock held: nobody has begun a build in it
             with suppress(OSError):  # somebody else put something there meanwhile
                 for parent in self._made[1:]:
                     parent.rmdir()
+        self._lock.release()
 
 
 class _Build:

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
+import runpy
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +19,8 @@ NETBLOCK = str(Path(__file__).parent / "netblock")
 # Child processes too: Python imports sitecustomize from there before anything else.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [NETBLOCK, os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, NETBLOCK)
-import sitecustomize as netblock  # noqa: E402
-
-netblock.block()
+# Here by its path: Debian's Python has imported a sitecustomize of its own.
+runpy.run_path(f"{NETBLOCK}/sitecustomize.py")
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,7 @@ def test_both_precisions_agree_and_are_unit(real_encoder: Any) -> None:
 def test_results_are_in_the_order_of_the_texts_whatever_the_batches(real_encoder: Any) -> None:
     texts = [f"Passage {n} is about {'very ' * (n * 7 % 23)}many things." for n in range(70)]
     together = real_encoder.encode(texts)
-    for n in (0, 1, 31, 32, 33, 69):
+    for n in (0, 32, 69):
         assert real_encoder.encode([texts[n]])[0] @ together[n] > 0.99
         assert (together @ real_encoder.encode([texts[n]])[0]).argmax() == n
     assert (real_encoder.encode(texts[::-1])[::-1] * together).sum(axis=1).min() > 0.99
