@@ -31,7 +31,7 @@ def main() -> None:
     st.title("Chat with your documents")
     problem = desk.problem()
     if problem:
-        st.error(problem)
+        draw_error(problem)
         st.button("Look again")
     run = desk.running(chat)
     turns = kept_turns(desk, chat)
@@ -39,14 +39,14 @@ def main() -> None:
         draw_turn(turn, f"{chat}-{number}")
     if not turns and not problem:
         st.caption("Ask a question. The answer names the passages that it comes from; open one to see it in its place.")
-    question = st.chat_input("Ask about your documents", disabled=bool(problem or run))
+    question = st.chat_input("Ask about your documents (each question stands alone)", disabled=bool(problem or run))
     if question:
         begin(desk, chat, question)
     if run:
         follow(run)
         if not run.unkept:
             st.rerun()  # draws the kept answer, with its sources
-        st.error(run.unkept)
+        draw_error(run.unkept)
 
 
 def begin(desk: Desk, chat: str, question: str) -> None:
@@ -54,7 +54,7 @@ def begin(desk: Desk, chat: str, question: str) -> None:
     try:
         desk.ask(chat, question)
     except RagError as error:
-        st.error(str(error))
+        draw_error(str(error))
     else:
         st.query_params["chat"] = chat
         st.rerun()
@@ -65,8 +65,13 @@ def kept_turns(desk: Desk, chat: str) -> list[Turn]:
     try:
         return desk.chats.turns(chat)
     except RagError as error:
-        st.error(str(error))
+        draw_error(str(error))
         return []
+
+
+def draw_error(line: str) -> None:
+    """An error's line, which may name files and repeat what a model file says: as text, like all of that."""
+    st.error(as_markdown(line))
 
 
 def draw_sidebar(desk: Desk) -> None:
@@ -93,11 +98,18 @@ def draw_turn(turn: Turn, key: str) -> None:
         if turn.details.get("stopped"):
             st.caption(":material/stop_circle: stopped")
         if turn.details.get("error"):
-            st.error(turn.details["error"])
+            draw_error(str(turn.details["error"]))
+        elif unsupported(turn):
+            st.caption(":material/warning: No passage bears this answer out. Read the nearest ones yourself:")
         if turn.details.get("refused"):
             st.caption("The nearest passages:")
         for number, source in enumerate(sources(turn.details)):
             draw_source(source, f"{key}-{number}")
+
+
+def unsupported(turn: Turn) -> bool:
+    """Whether an answer stands without a single quote behind it."""
+    return not any(turn.details.get(key) for key in ("citations", "refused", "stopped", "error"))
 
 
 def draw_source(source: Source, key: str) -> None:
@@ -119,7 +131,10 @@ def follow(run: Run) -> None:
         stage, text = st.empty(), st.empty()
         st.button("Stop", icon=":material/stop_circle:", on_click=run.stop)
         for doing, so_far in run.follow():
-            stage.caption(f":material/hourglass_top: {doing}") if doing else stage.empty()
+            if doing:
+                stage.caption(f":material/hourglass_top: {doing}")
+            else:
+                stage.empty()
             text.markdown(as_markdown(so_far))
 
 

@@ -1,6 +1,7 @@
 """Documents to a new generation of an index, reading and encoding only what changed. Searching stands in engine.py."""
 
 import hashlib
+import re
 import shutil
 import sqlite3
 import time
@@ -24,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the stage ('reading' or 'encoding'), the number done and the number in all."""
 
 PENDING = "pending.sqlite3"
+DRAFT = re.compile(r"draft-\d{10,}")
 ENCODED_AT_ONCE = 256
 """Chunks between two saves of finished vectors."""
 RACY_NS = 2_000_000_000
@@ -82,9 +84,11 @@ def build(
     """
     began = time.time()
     directory, settings = Path(directory or default_index()), settings or ChunkSettings()
+    given = [Path(path) for path in paths]
+    _check_places(directory, given)
     before = None if rebuild else _before(directory)
     earlier = [Path(root) for root in (before[1].roots if before else [])]
-    roots = [Path(path) for path in paths] or earlier
+    roots = given or earlier
     if not roots:
         raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
     if before and before[1].chunker != settings.as_dict():  # every document is cut anew, not only those below `paths`
@@ -96,6 +100,21 @@ def build(
     with _Lock(directory):
         # Read again: another build may have finished while this one looked for files.
         return build_.run(None if rebuild else _before(directory), encoder)
+
+
+def _check_places(directory: Path, paths: list[Path]) -> None:
+    """Refuses an index folder with somebody else's files in it, since builds remove what looks like old generations."""
+    for path in (directory, *paths):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise NoDocuments(f"the name of '{shown(str(path))}' is not valid UTF-8: rename it") from None
+    if directory.exists() and not directory.is_dir():
+        raise NoDocuments(f"'{directory}' is a file: name a folder for the index (--index, RAG_HOME)")
+    if directory.is_dir():
+        names = {path.name for path in directory.iterdir()}
+        if names and not names & {disk.POINTER, PENDING, "lock"}:
+            raise NoDocuments(f"'{directory}' holds other files and no index: name a new or an empty folder by --index")
 
 
 def _before(directory: Path) -> tuple[Path, Manifest] | None:
@@ -165,7 +184,8 @@ class _Build:
     def run(self, before: tuple[Path, Manifest] | None, encoder: Encoder | Callable[[], Encoder]) -> BuildReport:
         self.old = before
         for abandoned in self.directory.glob("draft-*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            if DRAFT.fullmatch(abandoned.name):
+                shutil.rmtree(abandoned, ignore_errors=True)
         if before and self._same(before[1]):
             return self._finish(before[0].name, before[1].chunks)
         self.encoder = encoder() if callable(encoder) else encoder
@@ -273,6 +293,9 @@ class _Build:
             else:
                 self._read(db, manifest, path)
         self.progress("reading", len(self.found.files), len(self.found.files))
+        read = self.report.files_indexed + self.report.files_unchanged + self.report.files_removed
+        if not read and not any(old_rows[str(path)].chunks for path in self.found.files if str(path) in old_rows):
+            raise NoDocuments(self._all_failed())
         db.commit()
 
     def _copy(self, db: sqlite3.Connection, manifest: Manifest, source: str, row: FileRow) -> None:
@@ -360,7 +383,7 @@ class _Build:
         saved_as = {key: hashlib.sha256(salt + key).digest() for key in wanted}
         pending = Pending(self.directory / PENDING)
         try:
-            saved = pending.get(list(saved_as.values()))
+            saved = pending.get(list(saved_as.values()), self.encoder.identity.dimension)
             result = {key: saved[saved_as[key]] for key in wanted if saved_as[key] in saved}
             texts = [(key, self._text(db, row)) for key, row in wanted.items() if key not in result]
             texts.sort(key=lambda pair: -len(pair[1]))

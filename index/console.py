@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from index.errors import RagError
@@ -17,6 +18,9 @@ Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         """Bad usage: one line and exit code 2."""
         raise _Usage(f"{message}. See: {self.prog} --help", self.prog)
@@ -54,6 +58,8 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
     Returns:
         0 done, 1 failed with one line on stderr, 2 bad usage, 130 interrupted.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123  (closed by who started the program)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows not every character gets a code in its place
             stream.reconfigure(errors="backslashreplace")
@@ -66,6 +72,10 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
 
 def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
     as_json = "--json" in given
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return _failed(root.prog, "the current folder is gone: change to another", 1, as_json)
     try:
         options = root.parse_args(given)
         result = options.run(options)
@@ -88,9 +98,10 @@ def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
 
 def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
     line = printable(" ".join(message.split()))
-    if as_json:
-        print(json.dumps({"error": line}))  # noqa: T201
-    sys.stdout.flush()
+    with suppress(OSError):  # a full disk under stdout: the line below tells it
+        if as_json:
+            print(json.dumps({"error": line}))  # noqa: T201
+        sys.stdout.flush()
     print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201
     return code
 

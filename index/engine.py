@@ -161,7 +161,7 @@ class Index:
     def _check(self, generation: Path) -> None:
         try:
             (chunks,) = self._db.execute("SELECT count(*) FROM chunks").fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError) as error:
             raise disk.damaged(self.directory, f"{generation.name}/{disk.CHUNKS} is not a database") from error
         rows = {chunks, self._vectors.ntotal, self.manifest.chunks}
         if len(rows) > 1 or self._vectors.d != self.manifest.encoder.get("dimension"):
@@ -172,7 +172,7 @@ class Index:
         try:
             with self._lock:
                 digest, *rest = self._db.execute(sql, (row,)).fetchone()
-        except (sqlite3.DatabaseError, TypeError) as error:
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             raise disk.damaged(self.directory, f"{self.name}/{disk.CHUNKS} cannot be read") from error
         return digest, Hit(rank, round(score, 6), *rest)
 

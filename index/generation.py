@@ -143,13 +143,29 @@ def read_manifest(generation: Path) -> Manifest:
         files = {source: FileRow(**row) for source, row in raw.pop("files").items()}
         manifest = Manifest(files=files, **raw)
         sizes = {name: int(size) for name, size in manifest.bytes.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _check_types(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise damaged(directory, f"{generation.name}/{MANIFEST} cannot be read ({type(error).__name__})") from error
     for name in (VECTORS, CHUNKS):
         path = generation / name
         if not path.is_file() or path.stat().st_size != sizes.get(name):
             raise damaged(directory, f"{generation.name}/{name} is missing or cut")
     return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises a TypeError where a hand or a flipped bit has changed a value into another kind."""
+    fine = (
+        isinstance(manifest.encoder, dict)
+        and isinstance(manifest.encoder["dimension"], int)
+        and isinstance(manifest.precision, str)
+        and isinstance(manifest.chunker, dict)
+        and all(isinstance(root, str) for root in manifest.roots)
+        and isinstance(manifest.chunks, int)
+        and 0 <= manifest.built_at < 1e11
+    )
+    if not fine:
+        raise TypeError("a value is of the wrong kind")
 
 
 def open_chunks(generation: Path) -> sqlite3.Connection:

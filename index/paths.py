@@ -19,7 +19,7 @@ def shown(source: str) -> str:
     """`source` (an absolute path) as a person wants to read it: relative where it lies below the current folder."""
     with suppress(ValueError):
         source = Path(source).relative_to(Path.cwd()).as_posix()
-    return printable(source)
+    return " ".join(printable(source).splitlines())
 
 
 def printable(text: str) -> str:

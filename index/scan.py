@@ -84,3 +84,5 @@ def _walk(root: Path, leave_out: Path, result: Scan) -> Iterator[Path]:
                 result.skipped.append((path, "a link that leads nowhere"))
             elif path.is_file():
                 yield path
+            else:
+                result.skipped.append((path, "not a regular file"))

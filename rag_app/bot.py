@@ -39,6 +39,10 @@ class ChatModel(Protocol):
         """Begins to load the model without waiting for it."""
         ...
 
+    def kill(self) -> None:
+        """Ends the model at once; the next question loads it again."""
+        ...
+
     def window(self) -> int:
         """Context window in tokens; waits until the model is loaded."""
         ...

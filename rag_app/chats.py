@@ -4,7 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from index.paths import home
 from rag_app.errors import ChatsUnusable
 
 SCHEMA = 1
+REMEDY = "make room, check the permissions, or move a damaged file away"
 TABLE = """
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY,
@@ -68,7 +69,7 @@ class Chats:
             if db.execute("PRAGMA user_version").fetchone() == (0,):
                 return []  # another program is just beginning the file
             sql = "SELECT role, content, details FROM messages WHERE chat = ? ORDER BY id"
-            return [Turn(role, content, json.loads(details)) for role, content, details in db.execute(sql, (chat,))]
+            return [Turn(str(role), str(content), _details(raw)) for role, content, raw in db.execute(sql, (chat,))]
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -78,6 +79,15 @@ class Chats:
                 yield db
         except (sqlite3.Error, OSError) as error:
             raise ChatsUnusable(
-                f"the conversations in '{self._path}' cannot be read or kept ({error}): make room, check the "
-                "permissions, or move a damaged file away"
+                f"the conversations in '{self._path}' cannot be read or kept ({error}): "
+                + ("close the other program that uses them" if "locked" in str(error) else REMEDY)
             ) from error
+
+
+def _details(raw: object) -> dict[str, Any]:
+    """What was kept of an answer; nothing where that is damaged."""
+    with suppress(TypeError, ValueError):
+        details = json.loads(raw)  # type: ignore[arg-type]
+        if isinstance(details, dict):
+            return details
+    return {}

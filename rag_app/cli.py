@@ -80,7 +80,9 @@ def _print_sources(answer: Any) -> None:
     say()
     if answer.finish_reason == "length":
         say("(cut at the most tokens allowed: --max-tokens)")
-    say("\nNearest passages:" if answer.refused else "\nSources:")
+    if not answer.refused and not answer.citations:
+        say("(no passage bears this answer out: read the nearest ones yourself)")
+    say("\nNearest passages:" if not answer.citations else "\nSources:")
     for hit in answer.hits[: len(answer.hits) - answer.dropped]:
         page = f", page {hit.page}" if hit.page else ""
         say(f"[{hit.rank}] {shown(hit.source)}{page}: {hit.heading}")

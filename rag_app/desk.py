@@ -11,6 +11,9 @@ from index import Hit, RagError
 from rag_app.bot import Answer, Bot, Done, Found, Token
 from rag_app.chats import Chats, Turn
 
+PATIENCE = 8.0
+"""Seconds that a stopped answer has to end before the model is killed."""
+
 
 class Run:
     """One answer in the making."""
@@ -31,8 +34,15 @@ class Run:
         self._over = False
 
     def stop(self) -> None:
-        """Asks for the end; what is written so far is kept."""
+        """Asks for the end; what is written so far is kept. A model that does not heed it is killed."""
         self.stopped = True
+        deadline = threading.Timer(PATIENCE, self._kill_model)
+        deadline.daemon = True
+        deadline.start()
+
+    def _kill_model(self) -> None:
+        if not self._over:
+            self._bot.model.kill()
 
     def follow(self) -> Iterator[tuple[str, str]]:
         """Stage and text, at every change and five times a second, until the answer is complete, stopped or failed.
@@ -62,7 +72,7 @@ class Run:
                 if self.stopped:
                     break
         except RagError as error:
-            self.error = str(error)
+            self.error = "" if self.stopped else str(error)
         except Exception as error:  # the page must say that something went wrong, whatever it was
             self.error = f"the answer failed ({type(error).__name__}: {error})"
         finally:

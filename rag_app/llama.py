@@ -24,6 +24,8 @@ from rag_app.errors import ModelInvalid, PromptTooLong, WorkerDied
 from rag_app.models import REMEDY, locate
 from rag_app.prompt import Message, Role, render
 
+PATIENCE = 5.0
+"""Seconds that the worker has to heed a stop before it is killed."""
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 
 
@@ -90,6 +92,11 @@ class LlamaCpp(BaseChatModel):
     def pid(self) -> int | None:
         """Process id of the worker; None before the first use."""
         return self._worker.pid if self._worker else None
+
+    def kill(self) -> None:
+        """Ends the worker at once, whatever it does; an answer in the making fails with WorkerDied."""
+        if self._worker:
+            self._worker.kill()
 
     def close(self) -> None:
         """Ends the worker."""
@@ -209,7 +216,13 @@ class _Process:
         return self._next(answer, self._number)
 
     def wait_until_loaded(self) -> None:
-        self.loaded = self._next("loaded", None)
+        try:
+            self.loaded = self._next("loaded", None)
+        except WorkerDied as error:
+            raise ModelInvalid(
+                f"the model '{self._path}' cannot be loaded: its file is damaged, or there is too little memory for it "
+                f"({error}). {REMEDY}"
+            ) from error
 
     def events(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a generation, `done` last. Closing the iterator cancels it."""
@@ -227,10 +240,22 @@ class _Process:
             raise
         finally:
             if not finished:
-                with suppress(WorkerDied):  # then it is ended all the same
-                    self.send({"op": "cancel", "id": number})
-                    while self._next(None, number)["event"] != "done":
-                        pass
+                self._cancel(number)
+
+    def _cancel(self, number: int) -> None:
+        """Stops a generation and waits for its end; a worker that does not heed it is killed."""
+        deadline = threading.Timer(PATIENCE, self.kill)
+        deadline.start()
+        try:
+            with suppress(RagError):  # it is ended all the same, and the next question starts another
+                self.send({"op": "cancel", "id": number})
+                while self._next(None, number)["event"] != "done":
+                    pass
+        finally:
+            deadline.cancel()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def end(self) -> None:
         if self._process.stdin:

@@ -40,9 +40,12 @@ def as_markdown(text: str) -> str:
 
 def sources(details: dict[str, Any]) -> list[Source]:
     """The passages of a kept answer, the quotes in them marked; those that the model did not read are left out."""
-    hits = details.get("hits") or []
-    hits = hits[: len(hits) - details.get("dropped", 0)]
-    return [_source(hit, [c for c in details.get("citations", ()) if c["n"] == hit["rank"]]) for hit in hits]
+    try:
+        hits = details.get("hits") or []
+        hits = hits[: len(hits) - details.get("dropped", 0)]
+        return [_source(hit, [c for c in details.get("citations", ()) if c["n"] == hit["rank"]]) for hit in hits]
+    except (KeyError, TypeError, AttributeError):
+        return []  # a damaged row: the answer is shown without them
 
 
 def _source(hit: dict[str, Any], citations: Sequence[dict[str, Any]]) -> Source:

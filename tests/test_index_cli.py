@@ -171,7 +171,7 @@ FAILURES = [
     (["build", "{tmp}/one\ntwo"], "'{tmp}/one two' does not exist: check the path"),
     (["build", "{tmp}/empty"], "no document under '{tmp}/empty': give a folder with"),
     (["build", "{tmp}/docs", "--encoder", "./none"], "no encoder at './none': give a sentence-transformers folder"),
-    (["build", "{tmp}/docs", "--index", "{tmp}/docs/lunch.txt"], "File exists '{tmp}/docs/lunch.txt': make room or"),
+    (["build", "{tmp}/docs", "--index", "{tmp}/docs/lunch.txt"], "'{tmp}/docs/lunch.txt' is a file: name a folder"),
     (
         ["search", "okapi", "--index", "{tmp}/words"],
         "the index was built with 'words' (64), the encoder is 'all-MiniLM",

@@ -90,7 +90,7 @@ def test_characters_of_several_tokens_come_whole_or_not_at_all(raw: Raw) -> None
     long = "".join(pieces)
     assert "猫狗" in long
     assert len(pieces) < done["completion_tokens"] == 16  # a piece took several tokens, so
-    for most in range(1, 9):  # some of these cut a character in two
+    for most in range(1, 4):  # some of these cut a character in two
         short = raw.write(CJK, most)
         assert long.startswith(short)
         assert "\ufffd" not in short

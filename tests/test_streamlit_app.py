@@ -140,6 +140,7 @@ def test_ask_watch_the_stream_open_a_source_reload(page: Any, served: Served) ->
     os.kill(served.worker(), signal.SIGSTOP)  # holds the answer where it is, so that the look at it is no race
     try:
         assert page.get_by_role("button", name="Stop").is_visible()
+        assert page.get_by_test_id("stHelp").count() == 0  # Streamlit shows the help of what a bare expression gives
         assert page.get_by_test_id("stChatInputTextArea").is_disabled()
     finally:
         os.kill(served.worker(), signal.SIGCONT)
