@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,8 @@ NETBLOCK = str(Path(__file__).parent / "netblock")
 # Child processes too: Python imports sitecustomize from there before anything else.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [NETBLOCK, os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Here by its path: Debian's Python has imported a sitecustomize of its own.
 runpy.run_path(f"{NETBLOCK}/sitecustomize.py")
 
