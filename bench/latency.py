@@ -39,9 +39,7 @@ def usable_page() -> float:
 
 def main() -> None:
     """Prints medians over five starts and over the questions of the README, each asked twice."""
-    starts = [usable_page() for _ in range(5)]
-    print(f"make chat to a usable page: {statistics.median(starts):.1f} s (max {max(starts):.1f}, 5 starts)")
-    questions = re.findall(r'rag-app ask "(.+?)"', Path("README.md").read_text("utf-8"))
+    questions = re.findall(r'\$ rag-app ask "(.+?)"', Path("README.md").read_text("utf-8"))
     bot = Bot(LlamaCpp())
     began = time.perf_counter()
     bot.load()
@@ -53,6 +51,8 @@ def main() -> None:
     prompts = [answer.usage["prompt_tokens"] for answer in answers]
     print(f"prompt tokens: median {statistics.median(prompts):.0f}; passages: {bot.k}")
     bot.model.close()  # type: ignore[attr-defined]
+    starts = [usable_page() for _ in range(5)]
+    print(f"make chat to a usable page: {statistics.median(starts):.1f} s (max {max(starts):.1f}, 5 starts)")
 
 
 if __name__ == "__main__":
