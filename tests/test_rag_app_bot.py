@@ -39,6 +39,9 @@ class ScriptedModel:
     def start(self) -> None:
         return None
 
+    def kill(self) -> None:
+        return None
+
     def window(self) -> int:
         return self._window
 

@@ -160,6 +160,19 @@ def test_a_writer_killed_before_its_first_message_leaves_an_empty_conversation(p
     assert chats.turns("a") == [Turn("user", "hi")]
 
 
+@pytest.mark.parametrize("details", ["", "{", "null", "[1]", "7", None, b"\xff"])
+def test_damaged_details_lose_no_words(path: Path, details: object) -> None:
+    chats = Chats(path)
+    for turn in (Turn("user", "hi"), Turn("assistant", "hello", {"dropped": 1})):
+        chats.add("a", turn)
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE other AS SELECT * FROM messages")  # without its constraints
+        db.execute("UPDATE other SET details = ? WHERE role = 'assistant'", (details,))
+        db.execute("DROP TABLE messages")
+        db.execute("ALTER TABLE other RENAME TO messages")
+    assert chats.turns("a") == [Turn("user", "hi"), Turn("assistant", "hello")]
+
+
 @pytest.mark.parametrize("use", ["turns", "add"])
 def test_a_file_that_is_no_database_is_one_line_and_stays_as_it_is(path: Path, use: str) -> None:
     path.parent.mkdir()

@@ -49,6 +49,16 @@ class ScriptedBot:
     load = check
 
 
+class DeafModel:
+    """Heeds no stop; only killing it ends its answer."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    def kill(self) -> None:
+        self.gate.opened.set()
+
+
 class FullDisk(Chats):
     """Keeps questions; has no room for answers."""
 
@@ -152,6 +162,19 @@ def test_stop_while_the_passages_are_read() -> None:
     assert desk.chats.turns("a")[1].content == ""
     assert desk.chats.turns("a")[1].details["stopped"]
     assert bot.closed == 1
+
+
+def test_a_model_that_heeds_no_stop_is_killed_and_that_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_app.desk.PATIENCE", 0.01)
+    model = DeafModel()
+    desk, bot = desk_of(Found([HIT]), Token("Alpha"), model.gate, WorkerDied("it was killed. Ask again"))
+    bot.model = model
+    run = desk.ask("a", "Q?")
+    assert model.gate.reached.wait(PATIENCE)
+    run.stop()
+    last(run)
+    (_, answer) = desk.chats.turns("a")
+    assert (answer.content, answer.details["stopped"], answer.details["error"]) == ("Alpha", True, "")
 
 
 def test_stop_after_the_last_word_keeps_the_whole_answer() -> None:

@@ -29,6 +29,12 @@ ENDLESS = "Write a very long story about a king who had many sons."  # greedy, i
 ENDLESS_TOKENS = 3000
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a healthy worker may take long to stop: it is not to be taken for a stuck one."""
+    monkeypatch.setattr("rag_app.llama.PATIENCE", 3600.0)
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[LlamaCpp]:
     model = LlamaCpp(max_tokens=16)
@@ -192,6 +198,41 @@ def test_killed_and_then_closed_is_no_error(endless: LlamaCpp) -> None:
     assert taste(endless)
 
 
+def test_a_worker_that_heeds_no_stop_is_killed(
+    endless: LlamaCpp, model: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rag_app.llama.PATIENCE", 0.1)
+    stream = begin(endless)
+    pid = endless.pid()
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    stream.close()
+    assert taste(endless) == taste(model)
+    assert endless.pid() != pid
+
+
+def test_kill_ends_an_answer_at_once(endless: LlamaCpp, model: LlamaCpp) -> None:
+    stream = begin(endless)
+    pid = endless.pid()
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    endless.kill()
+    with pytest.raises(WorkerDied, match="Ask again"):
+        list(stream)
+    assert taste(endless) == taste(model)
+
+
+def test_killed_while_it_loads_is_one_line_that_names_the_file(model: LlamaCpp) -> None:
+    loading = LlamaCpp(max_tokens=16)
+    loading.start()
+    kill(loading)
+    with pytest.raises(ModelInvalid, match="SIGKILL.*Give another with --model") as raised:
+        loading.window()
+    assert f"'{locate()}'" in one_line(raised.value)
+    assert taste(loading) == taste(model)
+    loading.close()
+
+
 def test_killed_while_idle_is_not_noticed(model: LlamaCpp) -> None:
     before, pid = taste(model), model.pid()
     kill(model)
@@ -209,6 +250,7 @@ def test_closed_twice_and_used_again(model: LlamaCpp) -> None:
 
 def test_closing_what_was_never_used() -> None:
     model = LlamaCpp()
+    model.kill()
     model.close()
     assert model.pid() is None
 

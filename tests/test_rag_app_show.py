@@ -133,8 +133,22 @@ def test_passages_that_the_model_did_not_read_are_left_out() -> None:
     assert [source.label for source in sources(details)] == ["[1] file1.md", "[2] file2.md"]
 
 
-@pytest.mark.parametrize("details", [{}, {"hits": None}, {"hits": []}, {"error": "x", "stopped": True}])
-def test_an_answer_without_passages_has_no_sources(details: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"hits": None},
+        {"hits": []},
+        {"error": "x", "stopped": True},
+        # damaged
+        {"hits": "x"},
+        {"hits": [{"rank": 1}]},
+        {"hits": [hit(1)], "dropped": "x"},
+        {"hits": [hit(1, text=7)]},
+        {"hits": [hit(1)], "citations": [{"n": 1}]},
+    ],
+)
+def test_an_answer_without_passages_or_with_damaged_ones_has_no_sources(details: dict[str, Any]) -> None:
     assert sources(details) == []
 
 
