@@ -226,7 +226,7 @@ def test_killed_while_it_loads_is_one_line_that_names_the_file(model: LlamaCpp) 
     loading = LlamaCpp(max_tokens=16)
     loading.start()
     kill(loading)
-    with pytest.raises(ModelInvalid, match="SIGKILL.*Give another with --model") as raised:
+    with pytest.raises(ModelInvalid, match=r"SIGKILL.*Give another with --model") as raised:
         loading.window()
     assert f"'{locate()}'" in one_line(raised.value)
     assert taste(loading) == taste(model)

@@ -144,7 +144,7 @@ def test_passages_that_the_model_did_not_read_are_left_out() -> None:
         {"hits": "x"},
         {"hits": [{"rank": 1}]},
         {"hits": [hit(1)], "dropped": "x"},
-        {"hits": [hit(1, text=7)]},
+        {"hits": [{**hit(1), "text": 7}]},
         {"hits": [hit(1)], "citations": [{"n": 1}]},
     ],
 )
