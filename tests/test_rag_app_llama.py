@@ -222,17 +222,6 @@ def test_kill_ends_an_answer_at_once(endless: LlamaCpp, model: LlamaCpp) -> None
     assert taste(endless) == taste(model)
 
 
-def test_killed_while_it_loads_is_one_line_that_names_the_file(model: LlamaCpp) -> None:
-    loading = LlamaCpp(max_tokens=16)
-    loading.start()
-    kill(loading)
-    with pytest.raises(ModelInvalid, match=r"SIGKILL.*Give another with --model") as raised:
-        loading.window()
-    assert f"'{locate()}'" in one_line(raised.value)
-    assert taste(loading) == taste(model)
-    loading.close()
-
-
 def test_killed_while_idle_is_not_noticed(model: LlamaCpp) -> None:
     before, pid = taste(model), model.pid()
     kill(model)
