@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-BlockKind = Literal["heading", "text", "code"]
+BlockKind = Literal["heading", "text", "code", "table"]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of a document's text that belongs together: a heading, a paragraph, a list, a table, a code block."""
+    """A stretch of a document's text that belongs together: a heading, a paragraph, a list, a table, a code block.
+
+    A long block is cut between sentences; code and tables are cut between lines, so a table has a row a line.
+    """
 
     start: int
     """First character, counted in the document's text."""
@@ -24,6 +27,19 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """Where a word of the text stands on its page, for formats that have pages of fixed layout."""
+
+    start: int
+    """First character, counted in the document's text."""
+    end: int
+    page: int
+    """From 1."""
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom in points (1/72 inch) from the top left corner of the page as it is shown."""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """A loaded document. Text outside every block (comments, front matter) is never indexed."""
 
@@ -31,3 +47,7 @@ class Document:
     blocks: tuple[Block, ...]
     title: str = ""
     """What the document calls itself, where the format says so."""
+    record: str = ""
+    """Its name within its file, for files that hold several documents: a JSONL line's `_id`, for one."""
+    words: tuple[Word, ...] = ()
+    """In ascending order of `start`."""
