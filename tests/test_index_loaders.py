@@ -12,7 +12,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from index.document import Document
 from index.errors import LoadError
-from index.loaders import LOADERS, PAGE_BREAK, load
+from index.loaders import LOADERS, PAGE_BREAK
+from index.loaders import load as load_all
 from tests.conftest import ROOT
 
 ZOO = ROOT.parent / "shared" / "data" / "zoo"
@@ -20,6 +21,12 @@ FRENCH = (
     "Le café est déjà prêt. L'élève a mangé à la crèche où règne la naïveté. "
     "Éventuellement, nous irons à la plage après le déjeuner, même s'il pleut.\n\n"
 )
+
+
+def load(path: Path, data: bytes) -> Document:
+    """The one document of a file."""
+    [document] = load_all(path, data)
+    return document
 
 
 def texts(document: Document, kind: str = "") -> list[str]:

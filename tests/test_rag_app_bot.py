@@ -110,7 +110,7 @@ def test_ask_gives_the_same_answer_as_the_stream(directory: Path) -> None:
 def test_the_answer_quotes_the_document_where_it_says_so(directory: Path) -> None:
     answer = bot_of(ScriptedModel(*REPLY), directory).ask(OKAPI)
     (citation,) = answer.citations
-    document = load(Path(citation.source), Path(citation.source).read_bytes())
+    [document] = load(Path(citation.source), Path(citation.source).read_bytes())
     assert document.text[citation.start : citation.end] == citation.quote == "The okapi lives in the Ituri rainforest."
     hit = answer.hits[citation.n - 1]
     assert (hit.rank, hit.source) == (citation.n, citation.source)
@@ -395,7 +395,7 @@ def test_a_real_answer_is_cited_and_repeats(real_index: Path, real_encoder: Any,
     assert "14" in answer.answer
     assert answer.citations
     for citation in answer.citations:
-        document = load(Path(citation.source), Path(citation.source).read_bytes())
+        [document] = load(Path(citation.source), Path(citation.source).read_bytes())
         assert document.text[citation.start : citation.end] == citation.quote
     assert "".join(event.text for event in events if isinstance(event, Token)).strip() == answer.answer
     assert bot.ask("Where does the axolotl live?").answer != answer.answer

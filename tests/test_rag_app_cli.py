@@ -106,7 +106,7 @@ def test_json_is_one_object_with_verbatim_quotes(home: Path, run: Any) -> None:
     assert given["citations"]
     for citation in given["citations"]:
         assert set(citation) == {"n", "source", "page", "start", "end", "quote"}
-        document = load(Path(citation["source"]), Path(citation["source"]).read_bytes())
+        [document] = load(Path(citation["source"]), Path(citation["source"]).read_bytes())
         assert document.text[citation["start"] : citation["end"]] == citation["quote"]
         assert given["hits"][citation["n"] - 1]["source"] == citation["source"]
         assert f"[{citation['n']}]" in given["answer"]
