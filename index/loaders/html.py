@@ -21,7 +21,9 @@ def load_html(source: Source) -> list[Document]:
     from lxml import etree, html
 
     try:
-        tree = html.fromstring(source.data, parser=html.HTMLParser(encoding=_html_encoding(source.data), huge_tree=True))
+        tree = html.fromstring(
+            source.data, parser=html.HTMLParser(encoding=_html_encoding(source.data), huge_tree=True)
+        )
     except etree.ParserError as error:  # nothing but comments
         raise LoadError("the file holds no text") from error
     title = " ".join((tree.findtext(".//title") or "").split())
@@ -89,5 +91,3 @@ def _html_blocks(text: str, marks: list[tuple[int, int, str]]) -> Iterator[Block
             yield Block(first, first + len(stripped), "heading", int(label[1]), " ".join(stripped.split()))
         position = end
     yield from paragraphs(text, position)
-
-

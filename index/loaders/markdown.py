@@ -56,5 +56,3 @@ def _words(inline: list[Any]) -> str:
         " " if token.type.endswith("break") else token.content for token in children if token.type != "html_inline"
     ]
     return " ".join("".join(words).split())
-
-

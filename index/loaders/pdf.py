@@ -45,5 +45,3 @@ def _pdf_page(pdf: Any, number: int) -> str:
     # U+FFFE is PDFium's mark for a hyphen at a line's end: the word goes on in the next line.
     text = re.sub("\ufffe\\s*", "", text.replace("\r\n", "\n").replace("\r", "\n"))
     return text.replace("\f", "\n").replace("\0", "")
-
-

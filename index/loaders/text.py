@@ -57,5 +57,3 @@ def load_text(source: Source) -> list[Document]:
     """Plain text: a block per paragraph."""
     text = decode(source.data)
     return [Document(text, tuple(paragraphs(text)))]
-
-
