@@ -229,7 +229,7 @@ def test_a_file_that_changes_while_it_is_read_is_tried_again(folder: Path, monke
 
     monkeypatch.setattr(worker.os, "fstat", look_and_append)
     data, about, again = worker._content(path, 1000)
-    assert again and data == b"The okapi eats." and about["size"] == 10
+    assert again and data == b"The okapi e" and about["size"] == 10
     assert not worker._content(path, 1000)[2]
 
 

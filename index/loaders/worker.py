@@ -126,7 +126,7 @@ def _content(path: Path, most: int) -> tuple[bytes, dict[str, Any], bool]:
             raise LoadError("is not a regular file")
         if before.st_size > most:
             raise LoadError(f"is larger ({size(before.st_size)}) than the {size(most)} that a file may be")
-        data = file.read(most + 1)
+        data = file.read(before.st_size + 1)  # the buffer is as large as the number
         after = os.fstat(file.fileno())
     changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != before.st_size
     digest = hashlib.sha256(data).hexdigest()
