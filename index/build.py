@@ -1,35 +1,37 @@
 """Documents to a new generation of an index, reading and encoding only what changed. Searching stands in engine.py."""
 
 import hashlib
-import re
 import shutil
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from index import generation as disk
-from index.chunker import Chunk, ChunkSettings, chunk
+from index import lexical, vectors
+from index.chunker import ChunkSettings, chunk
+from index.document import Document
 from index.encoder import Encoder, SentenceEncoder, mismatch
-from index.errors import IndexBusy, LoadError, NoDocuments, NoIndex
-from index.generation import FileRow, Manifest
-from index.loaders import LOADERS, load
+from index.errors import NoDocuments, NoIndex
+from index.generation import Manifest
+from index.loaders import LOADERS
+from index.lock import LOCK, PENDING, BuildLock
 from index.paths import default_index, shown
 from index.pending import Pending
-from index.scan import Scan, scan
+from index.plan import Plan, Wish, make_plan, nothing_found
+from index.reader import Limits, Read, Reader
+from index.scan import Root, Scan
+from index.store import Draft, FileRow, Placed, open_read_only, read_files
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ('reading' or 'encoding'), the number done and the number in all."""
+"""Called with the stage ('reading', 'encoding' or 'writing'), the number done and the number in all."""
 
-PENDING = "pending.sqlite3"
-DRAFT = re.compile(r"draft-\d{10,}")
 ENCODED_AT_ONCE = 256
-"""Chunks between two saves of finished vectors."""
-RACY_NS = 2_000_000_000
-"""A file changed this shortly before it was read may have changed again within its clock tick: its hash decides."""
+"""Passages between two saves of finished vectors."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class BuildReport:
     """`path` and `error` of each document that could not be read."""
     files_skipped: list[dict[str, str]] = field(default_factory=list)
     """`path` and `reason` of what was passed over: unknown formats, hidden files, links that lead out."""
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    """`path` and `warning` of each thing in a document that was passed over, such as a bad line."""
     chunks: int = 0
     """In the whole index after the build."""
     chunks_encoded: int = 0
@@ -58,12 +62,17 @@ class BuildReport:
 
 
 def build(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     directory: str | Path | None = None,
     *,
     encoder: Encoder | Callable[[], Encoder] = SentenceEncoder,
     settings: ChunkSettings | None = None,
     rebuild: bool = False,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    ignore_files: bool | None = None,
+    ocr: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Brings the index up to date with the documents below `paths`; others that are in it stay.
@@ -72,8 +81,13 @@ def build(
         paths: files and folders. None given: the paths of earlier builds.
         directory: the index; `./.rag/index` by default.
         encoder: an encoder, or what makes one (it is called only once there is something to read).
-        settings: chunk sizes.
+        settings: chunk sizes; those of the index by default.
         rebuild: starts from nothing and keeps only the documents below `paths`.
+        include: patterns as in .gitignore; a file in a folder must match one. As in earlier builds by default.
+        exclude: patterns of what is left out.
+        ignore_files: whether .gitignore and .ragignore files count; they do by default.
+        ocr: reads the text in pages that are only images (the extra `ocr`).
+        limits: what one document may cost in time and memory.
         progress: told how far the build is.
 
     Raises:
@@ -82,27 +96,37 @@ def build(
         IndexDamaged: the index is damaged and `rebuild` is not set.
         IndexBusy: another build of the same index is running.
     """
-    began = time.time()
-    directory, settings = Path(directory or default_index()), settings or ChunkSettings()
-    given = [Path(path) for path in paths]
-    _check_places(directory, given)
-    before = None if rebuild else _before(directory)
-    earlier = [Path(root) for root in (before[1].roots if before else [])]
-    roots = given or earlier
-    if not roots:
-        raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
-    if before and before[1].chunker != settings.as_dict():  # every document is cut anew, not only those below `paths`
-        roots += [root for root in earlier if root.exists() and root not in roots]
-    found = scan(roots, LOADERS, directory)
-    if not found.files and not (before and _gone(before[1], found)):
-        raise NoDocuments(_nothing(found))
-    build_ = _Build(directory, found, settings, began, progress or (lambda *_: None))
-    with _Lock(directory):
-        # Read again: another build may have finished while this one looked for files.
-        return build_.run(None if rebuild else _before(directory), encoder)
+    directory = Path(directory or default_index())
+    given = (paths,) if isinstance(paths, str | Path) else tuple(paths)
+    wish = Wish(
+        tuple(map(Path, given)),
+        None if include is None else tuple(include),
+        None if exclude is None else tuple(exclude),
+        ignore_files,
+        lambda path: path.suffix.lower() in LOADERS,
+    )
+    _check_places(directory, wish.paths)
+    run = _Build(directory, wish, encoder, progress or (lambda *_: None))
+    run.ocr, run.limits = ocr, limits or Limits()
+    with run.lock():
+        return run.update(rebuild, settings)
 
 
-def _check_places(directory: Path, paths: list[Path]) -> None:
+def remove(paths: Iterable[str | Path], directory: str | Path | None = None) -> BuildReport:
+    """Takes the documents at or below `paths` out of the index, and keeps them out until they are named to a build.
+
+    Raises:
+        NoDocuments: the index holds none below one of the paths.
+        NoIndex: there is no index.
+    """
+    directory = Path(directory or default_index())
+    disk.current(directory)
+    run = _Build(directory, Wish(tuple(map(Path, paths))), SentenceEncoder, lambda *_: None)
+    with run.lock():
+        return run.remove()
+
+
+def _check_places(directory: Path, paths: Iterable[Path]) -> None:
     """Refuses an index folder with somebody else's files in it, since builds remove what looks like old generations."""
     for path in (directory, *paths):
         try:
@@ -113,295 +137,344 @@ def _check_places(directory: Path, paths: list[Path]) -> None:
         raise NoDocuments(f"'{directory}' is a file: name a folder for the index (--index, RAG_HOME)")
     if directory.is_dir():
         names = {path.name for path in directory.iterdir()}
-        if names and not names & {disk.POINTER, PENDING, "lock"}:
+        if names and not names & {disk.POINTER, PENDING, LOCK}:
             raise NoDocuments(f"'{directory}' holds other files and no index: name a new or an empty folder by --index")
 
 
-def _before(directory: Path) -> tuple[Path, Manifest] | None:
-    try:
-        generation = disk.current(directory)
-    except NoIndex:
-        return None
-    return generation, disk.read_manifest(generation)
-
-
-def _below(source: str, roots: list[Path]) -> bool:
-    return any(Path(source).is_relative_to(root) for root in roots)
-
-
-def _gone(manifest: Manifest, found: Scan) -> list[str]:
-    """Documents of earlier builds that lie below the given paths and are there no more."""
-    return [s for s in manifest.files if _below(s, found.roots) and Path(s) not in found.files]
-
-
-def _nothing(found: Scan) -> str:
-    where = ", ".join(f"'{shown(str(root))}'" for root in found.roots)
-    passed = f" ({len(found.skipped)} files of other kinds were passed over)" if found.skipped else ""
-    return f"no document under {where}{passed}: give a folder with {' '.join(sorted(LOADERS))} files"
-
-
-def _readable(path: Path) -> str:
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-class _Lock:
-    """Held while a build runs. Removes the index folder again if the build left nothing in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        from filelock import FileLock, Timeout
-
-        self._made = [p for p in (self._directory, *self._directory.parents) if not p.exists()]
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._directory / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise IndexBusy(f"another build of '{self._directory}' is running: wait for it to end") from None
-
-    def __exit__(self, *_: object) -> None:
-        kept = (self._directory / disk.POINTER, self._directory / PENDING)
-        if self._made and not any(path.exists() for path in kept):
-            shutil.rmtree(self._directory, ignore_errors=True)  # with the lock held: nobody has begun a build in it
-            with suppress(OSError):  # somebody else put something there meanwhile
-                for parent in self._made[1:]:
-                    parent.rmdir()
-        self._lock.release()
-
-
 class _Build:
-    """One run of `build`, with the lock held."""
+    """One run of `build` or `remove`."""
 
-    def __init__(self, directory: Path, found: Scan, settings: ChunkSettings, began: float, progress: Progress) -> None:
-        self.directory, self.found, self.settings, self.began = directory, found, settings, began
-        self.progress = progress
-        self.report = BuildReport("", len(found.files))
-        self.report.files_skipped = [{"path": _readable(path), "reason": reason} for path, reason in found.skipped]
-        self.old: tuple[Path, Manifest] | None = None
+    ocr = False
+    limits = Limits()
 
-    def run(self, before: tuple[Path, Manifest] | None, encoder: Encoder | Callable[[], Encoder]) -> BuildReport:
-        self.old = before
+    def __init__(
+        self, directory: Path, wish: Wish, encoder: Encoder | Callable[[], Encoder], progress: Progress
+    ) -> None:
+        self.directory, self.wish, self.progress = directory, wish, progress
+        self._make_encoder = encoder
+        self._encoder: Encoder | None = None
+        self.began = time.time()
+        self.report = BuildReport("", 0)
+        self.old: Path | None = None
+        self.manifest: Manifest | None = None
+        self.files: dict[str, FileRow] = {}
+        self._drafts: list[Path] = []
+
+    def lock(self) -> BuildLock:
+        """The lock to hold while this runs."""
+        return BuildLock(self.directory)
+
+    # Planning
+
+    def update(self, rebuild: bool, settings: ChunkSettings | None) -> BuildReport:
+        """Reads what changed, and publishes a generation if anything did."""
+        self._open_old(rebuild)
+        before = ChunkSettings(**self.manifest.chunker) if self.manifest else ChunkSettings()
+        self.settings = settings or before
+        anew = self.manifest is not None and (self.settings != before or self.manifest.lexical != lexical.SETTINGS)
+        plan = make_plan(self.wish, self.manifest, self.files, anew, self.directory)
+        self.report.files_seen = len(plan.found.files)
+        self.report.files_skipped = [{"path": _readable(p), "reason": reason} for p, reason in plan.found.skipped]
+        if not plan.found.files and not plan.gone and not plan.found.unreadable:
+            raise nothing_found(plan.found, sorted(LOADERS))
+        if anew:
+            plan.read, plan.unchanged = list(plan.found.files), []
+        with Reader(self.limits, ocr=self.ocr) as reader:
+            reads = self._told(plan, reader.read(plan.read), anew)
+            for row in plan.unchanged:
+                self._count_unchanged(row)
+            first = next(reads, None)
+            if first is None and not plan.gone and self._roots_stay(plan):
+                assert self.old and self.manifest
+                return self._finish(self.old.name, self.manifest.chunks)
+            reads = _chain(first, reads)
+            return self._publish(plan, lambda draft: self._read(draft, plan, reads), anew)
+
+    def remove(self) -> BuildReport:
+        """Publishes a generation without the documents below the wish's paths."""
+        self._open_old(rebuild=False)
+        assert self.manifest
+        self.settings = ChunkSettings(**self.manifest.chunker)
+        paths = [str(path) for path in map(_absolute, self.wish.paths)]
+        gone = {path: [source for source in self.files if _at_or_below(source, [path])] for path in paths}
+        roots = [row for row in self.manifest.roots if not _at_or_below(row["path"], paths)]
+        for path in paths:
+            if not gone[path] and len(roots) == len(self.manifest.roots):
+                raise NoDocuments(f"the index holds nothing at '{shown(path)}'. What it holds: rag-index status --json")
+        plan = Plan([], sorted({*self.manifest.removed, *paths}), found=Scan([]))
+        plan.gone = sorted({source for below in gone.values() for source in below})
+        return self._publish(plan, lambda draft: self._take_out(draft, plan), anew=False, roots=roots)
+
+    def _open_old(self, rebuild: bool) -> None:
         for abandoned in self.directory.glob("draft-*"):
-            if DRAFT.fullmatch(abandoned.name):
+            if abandoned.name[6:].isdigit():
                 shutil.rmtree(abandoned, ignore_errors=True)
-        if before and self._same(before[1]):
-            return self._finish(before[0].name, before[1].chunks)
-        self.encoder = encoder() if callable(encoder) else encoder
-        self._check_encoder()
-        draft = self.directory / f"draft-{time.time_ns()}"
-        draft.mkdir()
+        if rebuild:
+            return
         try:
-            return self._write(draft)
+            self.old, digest = disk.pointed_to(self.directory)
+        except NoIndex:
+            return
+        self.manifest = disk.read_manifest(self.old, digest)
+        db = open_read_only(self.old)
+        try:
+            self.files = read_files(db)
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise disk.damaged(self.directory, f"{self.old.name} cannot be read") from error
+        finally:
+            db.close()
+
+    def _roots_stay(self, plan: Plan) -> bool:
+        manifest = self.manifest
+        return manifest is not None and manifest.roots == _listed(plan) and manifest.removed == plan.removed
+
+    def _told(self, plan: Plan, reads: Iterator[Read], anew: bool) -> Iterator[Read]:
+        """What was read, without the documents that cannot be opened: what cannot today may tomorrow."""
+        total = len(plan.read)
+        for number, read in enumerate(reads):
+            self.progress("reading", number, total)
+            old = self.files.get(str(read.path))
+            if not anew and old and read.error and read.again and old.error in ("", read.error):
+                self.report.files_failed.append({"path": old.path, "error": read.error})
+            else:
+                yield read
+        self.progress("reading", total, total)
+
+    def _count_unchanged(self, row: FileRow) -> None:
+        if row.error:
+            self.report.files_failed.append({"path": row.path, "error": row.error})
+        else:
+            self.report.files_unchanged += 1
+
+    # Writing
+
+    def _publish(
+        self, plan: Plan, fill: Callable[[Draft], None], anew: bool, roots: list[dict[str, Any]] | None = None
+    ) -> BuildReport:
+        folder = self.directory / f"draft-{time.time_ns()}"
+        folder.mkdir()
+        try:
+            draft = Draft(folder, None if anew else self.old)
+            try:
+                fill(draft)
+                manifest = self._write(folder, draft, plan, anew)
+            finally:
+                draft.close()
+            manifest.roots = _listed(plan) if roots is None else roots
+            final = disk.publish(folder, manifest)
         except sqlite3.OperationalError as error:  # SQLite's word for a full disk
             raise OSError(f"the index at '{self.directory}' cannot be written ({error})") from error
         except sqlite3.DatabaseError as error:
             if not self.old:
                 raise
-            raise disk.damaged(self.directory, f"{self.old[0].name}/{disk.CHUNKS} cannot be read") from error
+            raise disk.damaged(self.directory, f"{self.old.name} cannot be read") from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-    def _same(self, old: Manifest) -> bool:
-        """Whether nothing below the roots differs from the last build; reads only files whose clock is in doubt."""
-        if old.chunker != self.settings.as_dict() or set(map(str, self.found.roots)) - set(old.roots):
-            return False
-        if _gone(old, self.found) or any(not self._unchanged(path) for path in self.found.files):
-            return False
-        for path in self.found.files:
-            self._count_unchanged(str(path), old.files[str(path)])
-        return True
-
-    def _count_unchanged(self, source: str, row: FileRow) -> None:
-        if row.error:
-            self.report.files_failed.append({"path": source, "error": row.error})
-        else:
-            self.report.files_unchanged += 1
-
-    def _unchanged(self, path: Path) -> bool:
-        row = self.old[1].files.get(str(path)) if self.old else None
-        if self.old is None or row is None:
-            return False
-        stat = self.found.files[path]
-        if stat.st_size != row.size:
-            return False
-        racy = stat.st_mtime_ns > self.old[1].built_at * 1e9 - RACY_NS
-        if stat.st_mtime_ns == row.mtime_ns and not racy:
-            return True
-        try:
-            return hashlib.sha256(path.read_bytes()).hexdigest() == row.sha256
-        except OSError:
-            return False
-
-    def _check_encoder(self) -> None:
-        identity = self.encoder.identity.as_dict()
-        if self.old and self.old[1].encoder != identity:
-            raise mismatch(self.old[1].encoder, self.encoder)
-
-    def _write(self, draft: Path) -> BuildReport:
-        manifest = Manifest(
-            encoder=self.encoder.identity.as_dict(),
-            precision=self.encoder.precision,
-            chunker=self.settings.as_dict(),
-            roots=sorted({*map(str, self.found.roots), *(self.old[1].roots if self.old else [])}),
-            built_at=self.began,
-        )
-        db = sqlite3.connect(draft / disk.CHUNKS)
-        db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + disk.TABLES)
-        try:
-            self._collect(db, manifest)
-            if not manifest.chunks:
-                raise NoDocuments(self._all_failed())
-            keys = [row[0] for row in db.execute("SELECT key FROM chunks ORDER BY id")]
-            disk.write_vectors(draft, self._vectors(db, keys))
-            db.commit()
-        finally:
-            db.close()
-        final = disk.publish(draft, manifest)
+            shutil.rmtree(folder, ignore_errors=True)
         (self.directory / PENDING).unlink(missing_ok=True)
         return self._finish(final.name, manifest.chunks)
 
     def _finish(self, generation: str, chunks: int) -> BuildReport:
         self.report.generation, self.report.chunks = generation, chunks
+        self.report.files_failed.sort(key=lambda failed: failed["path"])
         self.report.seconds = round(time.time() - self.began, 3)
         return self.report
 
-    def _all_failed(self) -> str:
-        failed = self.report.files_failed
-        if not failed:
-            return _nothing(self.found)
-        where = ", ".join(f"'{shown(str(root))}'" for root in self.found.roots)
-        first = f"{shown(failed[0]['path'])}: {failed[0]['error']}"
-        return f"no document under {where} can be read ({len(failed)} failed; the first: {first})"
+    def _take_out(self, draft: Draft, plan: Plan) -> None:
+        for source in plan.gone:
+            draft.remove(source)
+        self.report.files_removed = len(plan.gone)
 
-    def _collect(self, db: sqlite3.Connection, manifest: Manifest) -> None:
-        """Fills the chunk table and the manifest's file rows, document by document."""
-        old_rows = self.old[1].files if self.old else {}
-        kept = {s: row for s, row in old_rows.items() if not _below(s, self.found.roots)}
-        self.report.files_removed = len(_gone(self.old[1], self.found)) if self.old else 0
-        rechunk = bool(self.old) and self.old[1].chunker != self.settings.as_dict()  # type: ignore[index]
-        if self.old:
-            db.execute("ATTACH ? AS old", (str(self.old[0] / disk.CHUNKS),))
-        for source, row in kept.items():
-            self._copy(db, manifest, source, row)
-        for number, path in enumerate(self.found.files):
-            self.progress("reading", number, len(self.found.files))
-            if not rechunk and self._unchanged(path):
-                self._copy(db, manifest, str(path), old_rows[str(path)])
-                self._count_unchanged(str(path), old_rows[str(path)])
-            else:
-                self._read(db, manifest, path)
-        self.progress("reading", len(self.found.files), len(self.found.files))
-        read = self.report.files_indexed + self.report.files_unchanged + self.report.files_removed
-        if not read and not any(old_rows[str(path)].chunks for path in self.found.files if str(path) in old_rows):
-            raise NoDocuments(self._all_failed())
-        db.commit()
+    def _read(self, draft: Draft, plan: Plan, reads: Iterator[Read]) -> None:
+        self._warm_up()
+        self._take_out(draft, plan)
+        for read in reads:
+            draft.remove(str(read.path))
+            self._add(draft, read)
+        files, failed, _ = draft.counts()
+        if files == failed and not plan.gone:
+            raise NoDocuments(self._all_failed(plan))
 
-    def _copy(self, db: sqlite3.Connection, manifest: Manifest, source: str, row: FileRow) -> None:
-        columns = "chunk_id, source, page, heading, start, end, text, hash, key"
-        db.execute(
-            f"INSERT INTO chunks (id, {columns}) SELECT ? + row_number() OVER (ORDER BY id) - 1, {columns} "
-            "FROM old.chunks WHERE source = ? ORDER BY id",
-            (manifest.chunks, source),
-        )
-        if Path(source) in self.found.files:
-            row = FileRow(**{**asdict(row), "mtime_ns": self.found.files[Path(source)].st_mtime_ns})
-        manifest.files[source] = row
-        manifest.chunks += row.chunks
+    def _warm_up(self) -> None:
+        """Makes the encoder, checks it, and has it load its model while documents are read."""
+        encoder = self.encoder
+        if self.manifest and self.manifest.encoder != encoder.identity.as_dict():
+            raise mismatch(self.manifest.encoder, encoder)
+        load = getattr(encoder, "load", None)
+        if load:
 
-    def _read(self, db: sqlite3.Connection, manifest: Manifest, path: Path) -> None:
-        stat, source = self.found.files[path], str(path)
-        row = manifest.files[source] = FileRow(stat.st_size, stat.st_mtime_ns, "", 0)
-        try:
-            data = path.read_bytes()
-            row.sha256 = hashlib.sha256(data).hexdigest()
-            document = load(path, data)
-            chunks = chunk(document, self.encoder.tokenize, self.settings)
-            if not chunks:
-                raise LoadError("the file holds no text")
-            title = document.title or path.stem
-            rows = [self._row(manifest.chunks + i, source, c, title) for i, c in enumerate(chunks)]
-        except OSError as error:
-            row.error = f"cannot be opened ({error.strerror})"
-            row.mtime_ns = 0  # tried again by the next build: a permission leaves no trace in size or time
-        except LoadError as error:
-            row.error = str(error)
-        except Exception as error:  # whatever a parser stumbles over, one document never stops the build
-            row.error = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            def quietly() -> None:
+                with suppress(Exception):  # told where the encoder is used
+                    load()
+
+            threading.Thread(target=quietly, daemon=True).start()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, made when it is first needed."""
+        if self._encoder is None:
+            self._encoder = self._make_encoder() if callable(self._make_encoder) else self._make_encoder
+        return self._encoder
+
+    def _add(self, draft: Draft, read: Read) -> None:
+        source = str(read.path)
+        row = FileRow(source, read.size, read.mtime_ns, read.sha256, error=read.error, again=read.again)
+        placed: list[Placed] = []
+        if not read.error:
+            settings = self.settings.fitted(getattr(self.encoder, "window", None))
+            placed = [one for document in read.documents for one in self._placed(read.path, document, settings)]
+            row.title = next((document.title for document in read.documents if document.title), "")
+            if not placed:
+                row.error = "the file holds no text"
+        self.report.warnings += ({"path": source, "warning": warning} for warning in read.warnings)
         if row.error:
             self.report.files_failed.append({"path": source, "error": row.error})
-            return
-        row.title, row.chunks = document.title, len(chunks)
-        db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        manifest.chunks += len(chunks)
-        self.report.files_indexed += 1
+        else:
+            self.report.files_indexed += 1
+        draft.add(row, placed, [(document.record, document.words) for document in read.documents if placed])
 
-    def _row(self, number: int, source: str, c: Chunk, title: str) -> tuple[Any, ...]:
-        digest = hashlib.sha256(c.text.encode()).hexdigest()
-        chunk_id = hashlib.sha256(f"{source}\0{c.start}\0{digest}".encode()).hexdigest()[:16]
-        key = hashlib.sha256(self._encoded(c.heading or title, c.text).encode()).digest()
-        return (number, chunk_id, source, c.page, c.heading or title, c.start, c.end, c.text, digest, key)
+    def _placed(self, path: Path, document: Document, settings: ChunkSettings) -> Iterator[Placed]:
+        for one in chunk(document, self.encoder.tokenize, settings):
+            # The name of the file is shown where there is no title, but not encoded: it may change, the text stays.
+            heading = one.heading or document.title
+            yield Placed(one, document.record, self._context(heading, settings), heading or path.stem)
 
-    def _encoded(self, heading: str, text: str) -> str:
-        """What the encoder sees of a chunk: the end of its heading path, which is the most specific, and its text."""
-        spans = self.encoder.tokenize(heading)
-        if len(spans) > self.settings.heading_tokens:
-            heading = heading[spans[-self.settings.heading_tokens][0] :]
-        return f"{heading}\n{text}"
+    def _context(self, heading: str, settings: ChunkSettings) -> str:
+        """What is encoded of a heading path: its end, which is the most specific."""
+        spans = self.encoder.tokenize(heading) if heading else ()
+        if len(spans) > settings.heading_tokens:
+            return heading[spans[-settings.heading_tokens][0] :]
+        return heading
 
-    def _vectors(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> Any:
-        """A vector for every chunk, in order: from the last generation, from an unfinished build, or encoded now."""
+    def _all_failed(self, plan: Plan) -> str:
+        failed = self.report.files_failed
+        where = ", ".join(f"'{shown(str(root.path))}'" for root in plan.found.roots)
+        first = f"{shown(failed[0]['path'])}: {failed[0]['error']}" if failed else "it is empty"
+        return f"no document under {where} can be read ({len(failed)} failed; the first: {first})"
+
+    def _write(self, folder: Path, draft: Draft, plan: Plan, anew: bool) -> Manifest:
         import numpy as np
 
-        vectors = np.empty((len(keys), self.encoder.identity.dimension), np.float32)
-        known = self._old_rows(db)
-        if known and self.old:
-            old_index = disk.read_vectors(self.old[0])
-            old_vectors = disk.flat_vectors(old_index)
-            for i, key in enumerate(keys):
-                if key in known:
-                    vectors[i] = old_vectors[known[key]]
-        rows: dict[bytes, list[int]] = {}
-        for i, key in enumerate(keys):
-            if key not in known:
-                rows.setdefault(key, []).append(i)
-        for key, vector in self._encode(db, {key: at[0] for key, at in rows.items()}).items():
-            vectors[rows[key]] = vector
-        return vectors
+        added = range(draft.old_rows, draft.passages)
+        moves = draft.compact()
+        if not draft.passages:
+            raise NoDocuments("nothing would be left in the index: remove its folder instead, or index other documents")
+        origin = np.arange(max(draft.passages, added.stop), dtype=np.int64)  # (passages,) old row of each, -1 if new
+        origin[added.start :] = -1
+        for new, old in moves.items():
+            origin[new] = origin[old]
+        origin = origin[: draft.passages]
+        rows = np.flatnonzero(origin < 0).tolist()
+        old = None if anew else self.old
+        lexical.update(folder, old, origin, ((row, draft.text(row)) for row in rows), draft.db)
+        fresh = self._fresh(draft, rows)
+        self.progress("writing", 0, 1)
+        identity = self.manifest.encoder if self.manifest and self._encoder is None else self.encoder.identity.as_dict()
+        dimension = int(identity["dimension"])
+        kept = vectors.Vectors(old) if old else None
+        faiss = vectors.write_vectors(folder, vectors.merged(kept, origin, fresh), dimension)
+        files, failed, chunks = draft.counts()
+        return Manifest(
+            encoder=identity,
+            precision=self._encoder.precision if self._encoder and rows else self._old_precision(),
+            chunker=self.settings.as_dict(),
+            lexical=lexical.SETTINGS,
+            roots=[],
+            built_at=self.began,
+            removed=plan.removed,
+            files=files,
+            files_failed=failed,
+            chunks=chunks,
+            passages=draft.passages,
+            faiss=faiss,
+        )
 
-    def _old_rows(self, db: sqlite3.Connection) -> dict[bytes, int]:
-        return dict(db.execute("SELECT key, id FROM old.chunks")) if self.old else {}
+    def _old_precision(self) -> str:
+        return self.manifest.precision if self.manifest else "fp32"
 
-    def _encode(self, db: sqlite3.Connection, wanted: dict[bytes, int]) -> dict[bytes, Any]:
-        """Vectors of the chunks `wanted` (key to row), each batch saved as soon as it is finished."""
+    def _fresh(self, draft: Draft, rows: list[int]) -> Any:
+        """Vectors of new passages, (len(rows), dimension): from other generations, an unfinished build, or encoded."""
         import numpy as np
 
-        if not wanted:
-            return {}
-        salt = repr(sorted(self.encoder.identity.as_dict().items())).encode()
-        saved_as = {key: hashlib.sha256(salt + key).digest() for key in wanted}
+        if not rows:
+            return np.empty((0, 0), np.float16)
+        encoder = self.encoder
+        result = np.empty((len(rows), encoder.identity.dimension), np.float16)
+        at = {key: i for i, key in enumerate(draft.keys(rows))}
+        for i, vector in self._known(at):
+            result[i] = vector
+        salt = repr(sorted(encoder.identity.as_dict().items())).encode()
+        saved_as = {hashlib.sha256(salt + key).digest(): i for key, i in at.items()}
         pending = Pending(self.directory / PENDING)
         try:
-            saved = pending.get(list(saved_as.values()), self.encoder.identity.dimension)
-            result = {key: saved[saved_as[key]] for key in wanted if saved_as[key] in saved}
-            texts = [(key, self._text(db, row)) for key, row in wanted.items() if key not in result]
-            texts.sort(key=lambda pair: -len(pair[1]))
-            for first in range(0, len(texts), ENCODED_AT_ONCE):
-                self.progress("encoding", first, len(texts))
-                batch = texts[first : first + ENCODED_AT_ONCE]
-                step = first  # bound now: the encoder calls back within this round
-                vectors = self.encoder.encode(
-                    [text for _, text in batch],
-                    lambda done, step=step: self.progress("encoding", step + done, len(texts)),  # type: ignore[misc]
-                )
-                pending.put([saved_as[key] for key, _ in batch], np.asarray(vectors, np.float32))
-                result.update(zip((key for key, _ in batch), vectors, strict=True))
-            self.report.chunks_encoded = len(texts)
+            for key, vector in pending.get(list(saved_as), encoder.identity.dimension).items():
+                result[saved_as.pop(key)] = vector
+            self._encode(draft, rows, saved_as, pending, result)
         finally:
             pending.close()
         return result
 
-    def _text(self, db: sqlite3.Connection, row: int) -> str:
-        heading, text = db.execute("SELECT heading, text FROM chunks WHERE id = ?", (row,)).fetchone()
-        return self._encoded(heading, text)
+    def _known(self, at: dict[bytes, int]) -> Iterator[tuple[int, Any]]:
+        """Place and vector of the passages that a generation on disk has; they leave `at`."""
+        import numpy as np
+
+        for generation in [self.old, *disk.others(self.old)] if self.old else []:
+            with suppress(Exception):  # an old one that is damaged or just removed is no help, and no harm
+                manifest = disk.read_manifest(*_pinned(generation))
+                if manifest.encoder != self.encoder.identity.as_dict():
+                    continue
+                db = open_read_only(generation)
+                found = {}
+                for key in at:
+                    row = db.execute("SELECT row FROM passages WHERE key = ?", (key,)).fetchone()
+                    if row:
+                        found[key] = row[0]
+                db.close()
+                values = vectors.Vectors(generation).get(np.array(list(found.values()), np.int64))
+                for key, vector in zip(found, values, strict=True):
+                    yield at.pop(key), vector
+
+    def _encode(
+        self, draft: Draft, rows: list[int], wanted: dict[bytes, int], pending: Pending, result: Any
+    ) -> None:
+        """Fills in the vectors of `wanted` (key to place in `rows`), each batch saved as soon as it is finished."""
+        import numpy as np
+
+        texts = [(key, i, draft.text(rows[i])) for key, i in wanted.items()]
+        texts.sort(key=lambda item: -len(item[2]))
+        for first in range(0, len(texts), ENCODED_AT_ONCE):
+            self.progress("encoding", first, len(texts))
+            batch = texts[first : first + ENCODED_AT_ONCE]
+            step = first  # bound now: the encoder calls back within this round
+            found = self.encoder.encode(
+                [text for _, _, text in batch],
+                lambda done, step=step: self.progress("encoding", step + done, len(texts)),  # type: ignore[misc]
+            )
+            pending.put([key for key, _, _ in batch], np.asarray(found, np.float32))
+            result[[i for _, i, _ in batch]] = found
+        self.report.chunks_encoded = len(texts)
+
+
+def _pinned(generation: Path) -> tuple[Path, str]:
+    return generation, disk.sha256(generation / disk.MANIFEST)
+
+
+def _listed(plan: Plan) -> list[dict[str, Any]]:
+    return [{**row, "include": list(row["include"]), "exclude": list(row["exclude"])} for row in plan.roots_as_json()]
+
+
+def _absolute(path: Path) -> Path:
+    return Root(path).path
+
+
+def _at_or_below(source: str, paths: list[str]) -> bool:
+    return any(source == path or source.startswith(path.rstrip("/") + "/") for path in paths)
+
+
+def _chain(first: Read | None, rest: Iterator[Read]) -> Iterator[Read]:
+    if first is not None:
+        yield first
+    yield from rest
+
+
+def _readable(path: Path) -> str:
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -8,7 +8,7 @@ size; longer blocks are cut between sentences or lines, and only a sentence long
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise, takewhile
 
 from index.document import Block, Document
@@ -39,6 +39,21 @@ class ChunkSettings:
     def as_dict(self) -> dict[str, int]:
         """For the manifest."""
         return asdict(self)
+
+    def fitted(self, window: int | None) -> "ChunkSettings":
+        """These sizes, or smaller ones with which a chunk and its heading fit the encoder's window, in tokens.
+
+        Two tokens are kept for `[CLS]` and `[SEP]`; an encoder without a window fits everything.
+        """
+        if window is None or self.max_tokens + self.heading_tokens + 2 <= window:
+            return self
+        room = max(window - 2, 8)
+        heading = min(self.heading_tokens, room // 4)
+        most = min(self.max_tokens, room - heading)
+        overlap, least = min(self.overlap_tokens, most // 5), min(self.min_tokens, most // 4)
+        return replace(
+            self, max_tokens=most, heading_tokens=heading, overlap_tokens=overlap, min_tokens=least
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +128,8 @@ def _count(starts: list[int], start: int, end: int) -> int:
 
 
 def _split(text: str, block: Block, starts: list[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
-    """The block's sentences (code: its lines), each short enough for a chunk of its own."""
-    if block.kind == "code":
+    """The block's sentences (of code and tables: its lines), each short enough for a chunk of its own."""
+    if block.kind in ("code", "table"):
         cuts = [match.end() for match in re.finditer("\n", text[block.start : block.end])]
     elif _count(starts, block.start, block.end) <= settings.overlap_tokens:
         cuts = []

@@ -3,18 +3,42 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from index import filters as narrowing
 from index import generation as disk
 from index.encoder import Encoder, SentenceEncoder, mismatch
 from index.errors import IndexDamaged, QueryInvalid
+from index.fusion import convex
+from index.lexical import Lexical, terms
 from index.paths import default_index
+from index.rerank import Reranker, as_reranker
+from index.store import open_read_only, source_of, words_between
+from index.vectors import Vectors
 
-DUPLICATES_ALLOWED_FOR = 4
-"""Candidates fetched per hit that is asked for, so that copies of one passage do not crowd out the others."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from index.retriever import IndexRetriever
+
+    Rows = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float32]
+    Allowed = npt.NDArray[np.bool_]
+
+Mode = Literal["hybrid", "dense", "lexical"]
+CANDIDATES = 100
+"""Passages of each ranking that are fused, at least."""
+RERANKED = 50
+"""Passages that a reranker reads."""
+COPY = 0.9
+"""Share of their different terms that two passages have in common when one is a copy of the other (Jaccard)."""
+GAP = 16
+"""Most characters between neighbouring passages that are blanks and rules, not words that were left out."""
+FILTERS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,36 +48,71 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """Cosine similarity of query and passage, -1 to 1."""
+    """What the ranking is by: 0 to 1 among the candidates of a hybrid search, else `cosine`, `bm25` or the reranker's."""
     chunk_id: str
     source: str
-    """Absolute path of the document."""
+    """Absolute path of the document; for a file of several, `path#record`."""
     page: int | None
     """From 1; None for formats without pages."""
     heading: str
-    """The headings above the passage, outermost first, joined by ' > '; the document's title where it has none."""
+    """The headings above the passage, outermost first, joined by ' > '; the document's title or file name without."""
     start: int
     """First character of the passage in the document's extracted text."""
     end: int
     text: str
+    cosine: float | None = None
+    """Similarity of query and passage, -1 to 1; None in a lexical search."""
+    bm25: float | None = None
+    """0 or more; None in a dense search."""
+    also: tuple[str, ...] = ()
+    """Other documents that hold the same passage, or nearly."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self)
+        return {**asdict(self), "also": list(self.also)}
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A stretch of a line on a page, in points from the page's top left corner."""
+
+    page: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(slots=True)
+class _Ranked:
+    """Candidates, best first."""
+
+    rows: "Rows"
+    scores: "Floats"
+    cosines: "Floats | None"
+    bm25: "Floats | None"
 
 
 class Index:
-    """One generation, opened for searching. Threads may share it."""
+    """One generation, opened for searching. Threads may share it; it stays on disk while it is open."""
 
-    def __init__(self, generation: Path, encoder: Encoder | Callable[[], Encoder] = SentenceEncoder) -> None:
+    def __init__(
+        self, generation: Path, digest: str, encoder: Encoder | Callable[[], Encoder] = SentenceEncoder
+    ) -> None:
         self.directory, self.name = generation.parent, generation.name
-        self.manifest = disk.read_manifest(generation)
+        try:
+            self._use = disk.in_use(generation)
+        except OSError as error:
+            raise disk.damaged(self.directory, f"{self.name}/{disk.MANIFEST} is missing") from error
+        self.manifest = disk.read_manifest(generation, digest)
         self._make_encoder = encoder
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
-        self._db = disk.open_chunks(generation)
-        self._vectors = disk.read_vectors(generation)
-        self._check(generation)
+        self._db = open_read_only(generation)
+        self._vectors = Vectors(generation)
+        self._lexical = Lexical(generation, self._db)
+        self._allowed: dict[str, Allowed] = {}
+        self._check()
 
     @classmethod
     def open(
@@ -63,19 +122,19 @@ class Index:
 
         Args:
             directory: the index; `./.rag/index` by default.
-            encoder: an encoder, or what makes one at the first query.
+            encoder: an encoder, or what makes one at the first query that needs it.
 
         Raises:
             NoIndex: there is none.
-            IndexDamaged: a part is missing, cut, or newer than this program.
+            IndexDamaged: a part is missing, cut, changed, or of another schema.
         """
         directory = Path(directory or default_index())
         while True:  # builds may remove the generation between reading the pointer and opening the files
-            generation = disk.current(directory)
+            generation, digest = disk.pointed_to(directory)
             try:
-                return cls(generation, encoder)
+                return cls(generation, digest, encoder)
             except IndexDamaged:
-                if disk.current(directory) == generation:
+                if disk.pointed_to(directory) == (generation, digest):
                     raise
 
     def is_current(self) -> bool:
@@ -96,85 +155,284 @@ class Index:
                 self._encoder = encoder
             return self._encoder
 
-    def search(self, query: str, k: int = 4) -> list[Hit]:
-        """The `k` passages nearest to the query, best first; the same text from two files counts once.
+    def search(
+        self,
+        query: str,
+        k: int = 4,
+        mode: Mode = "hybrid",
+        *,
+        filters: Mapping[str, narrowing.Value] | None = None,
+        rerank: Reranker | str | bool | None = None,
+        expand: int = 0,
+    ) -> list[Hit]:
+        """The `k` passages that answer the query best, best first; copies of one passage count once.
+
+        Args:
+            query: a question or keywords.
+            k: how many.
+            mode: `dense` by meaning, `lexical` by words (needs no encoder), `hybrid` by both.
+            filters: `source`, `format`, `title`, `heading`, `page`; see filters.py.
+            rerank: a cross-encoder that orders the best passages anew: a folder or Hub id, True for `$RAG_RERANKER`,
+                or anything with `scores(query, texts)`.
+            expand: neighbouring passages to join to each hit on either side.
 
         Raises:
-            QueryInvalid: the query is empty or too long, or `k` is below 1.
+            QueryInvalid: the query is empty or too long, `k` is below 1, or a mode or filter is unknown.
             IndexMismatch: the encoder is not the one that the index was built with.
         """
         if k < 1:
             raise QueryInvalid(f"{k} passages are asked for: ask for at least 1")
         if not query.strip():
             raise QueryInvalid("the question is empty: write one")
-        vector = self.load_encoder().encode_query(query)
-        wanted = min(k * DUPLICATES_ALLOWED_FOR, self.manifest.chunks)
-        hits = self._distinct(vector, wanted, k)
-        while len(hits) < k and wanted < self.manifest.chunks:  # more copies than allowed for
-            wanted = min(wanted * DUPLICATES_ALLOWED_FOR, self.manifest.chunks)
-            hits = self._distinct(vector, wanted, k)
-        return hits
+        if mode not in get_args(Mode):
+            raise QueryInvalid(f"there is no mode '{mode}': use {', '.join(get_args(Mode))}")
+        reranker = as_reranker(rerank)
+        condition, parameters, allowed = self._narrowed(filters or {})
+        vector = None if mode == "lexical" else self.load_encoder().encode_query(query)
+        possible = self.manifest.passages if allowed is None else int(allowed.sum())
+        wanted = min(max(CANDIDATES, 4 * k, RERANKED if reranker else 0), possible)
+        while True:
+            ranked = self._ranked(query, vector, mode, wanted, allowed)
+            if reranker:
+                ranked = self._reranked(query, ranked, reranker)
+            hits = self._distinct(ranked, k, condition, parameters)
+            if len(hits) == k or wanted >= possible or len(ranked.rows) < wanted:
+                break
+            wanted = min(4 * wanted, possible)  # more copies than allowed for
+        return [self._expanded(hit, expand) for hit in hits] if expand > 0 else hits
 
-    def _distinct(self, vector: Any, wanted: int, k: int) -> list[Hit]:
-        """The best `k` different passages among the `wanted` best."""
-        scores, rows = self._vectors.search(vector[None, :], wanted)  # (1, wanted) each, best first
+    def _narrowed(self, filters: Mapping[str, narrowing.Value]) -> "tuple[str, list[Any], Allowed | None]":
+        """The filters as SQL, and the passages that they allow; None for all."""
+        import numpy as np
+
+        if not filters:
+            return "1", [], None
+        with self._read():
+            condition, parameters = narrowing.where(filters, self._db)
+            key = repr((condition, parameters))
+            if key not in self._allowed:
+                rows = self._db.execute(f"SELECT row FROM chunks WHERE {condition}", parameters).fetchall()
+                allowed = np.zeros(self.manifest.passages, bool)
+                allowed[np.fromiter((row for (row,) in rows), np.int64, len(rows))] = True
+                while len(self._allowed) >= FILTERS_KEPT:
+                    del self._allowed[next(iter(self._allowed))]
+                self._allowed[key] = allowed
+            return condition, parameters, self._allowed[key]
+
+    def _ranked(
+        self, query: str, vector: "Floats | None", mode: Mode, wanted: int, allowed: "Allowed | None"
+    ) -> _Ranked:
+        import numpy as np
+
+        if mode == "dense" and vector is not None:
+            rows, cosines = self._vectors.search(vector, wanted, allowed)
+            return _Ranked(rows, cosines, cosines, None)
+        with self._read():
+            bm25 = self._lexical.scores(self._lexical.term_ids(query))
+        if allowed is not None:
+            bm25 *= allowed
+        best = _top(bm25, wanted)
+        if vector is None:
+            return _Ranked(best, bm25[best], None, bm25[best])
+        near, _ = self._vectors.search(vector, wanted, allowed)
+        rows = np.union1d(near, best)
+        cosines = self._vectors.get(rows) @ vector
+        fused = convex(cosines, bm25[rows]) if len(rows) else cosines
+        order = np.argsort(-fused, kind="stable")  # ties keep the order of rows
+        rows = rows[order]
+        return _Ranked(rows, fused[order], cosines[order], bm25[rows])
+
+    def _reranked(self, query: str, ranked: _Ranked, reranker: Reranker) -> _Ranked:
+        import numpy as np
+
+        rows = ranked.rows[:RERANKED]
+        texts = [self._passage(int(row)) for row in rows]
+        scores = np.asarray(reranker.scores(query, texts), np.float32) if texts else ranked.scores[:0]
+        order = np.argsort(-scores, kind="stable")
+        cosines = None if ranked.cosines is None else ranked.cosines[:RERANKED][order]
+        bm25 = None if ranked.bm25 is None else ranked.bm25[:RERANKED][order]
+        return _Ranked(rows[order], scores[order], cosines, bm25)
+
+    def _distinct(self, ranked: _Ranked, k: int, condition: str, parameters: list[Any]) -> list[Hit]:
+        """The best `k` different passages."""
         hits: list[Hit] = []
-        seen: set[str] = set()
-        for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
-            digest, hit = self._hit(row, len(hits) + 1, score)
-            if digest not in seen:
-                seen.add(digest)
-                hits.append(hit)
+        words: list[set[str]] = []
+        for i, row in enumerate(ranked.rows.tolist()):
+            hit = self._hit(row, condition, parameters)
+            these = set(terms(hit.text))
+            original = next((n for n, those in enumerate(words) if _is_copy(these, those, hits[n].text, hit.text)), None)
+            if original is not None:
+                places = dict.fromkeys((*hits[original].also, hit.source, *hit.also))
+                places.pop(hits[original].source, None)
+                hits[original] = replace(hits[original], also=tuple(places))
+                continue
             if len(hits) == k:
                 break
+            words.append(these)
+            cosine = None if ranked.cosines is None else round(float(ranked.cosines[i]), 6)
+            bm25 = None if ranked.bm25 is None else round(float(ranked.bm25[i]), 6)
+            score = round(float(ranked.scores[i]), 6)
+            hits.append(replace(hit, rank=len(hits) + 1, score=score, cosine=cosine, bm25=bm25))
         return hits
 
     def around(self, hit: Hit, characters: int = 600) -> tuple[str, str]:
         """What stands before and after a passage in its document, from the neighbouring passages."""
-        sql = "SELECT start, end, text FROM chunks WHERE source = ? AND start < ? AND end > ? ORDER BY start"
         first, last = max(0, hit.start - characters), hit.end + characters
-        with self._lock:
-            rows = self._db.execute(sql, (hit.source, last, first)).fetchall()
+        sql = (
+            "SELECT near.start, near.end, text FROM chunks AS here JOIN chunks AS near USING (file, record) "
+            "JOIN passages ON near.row = passages.row "
+            "WHERE here.chunk_id = ? AND near.start < ? AND near.end > ? ORDER BY near.start"
+        )
+        with self._read():
+            rows = self._db.execute(sql, (hit.chunk_id, last, first)).fetchall()
         return _stitched(rows, first, hit.start), _stitched(rows, hit.end, last)
+
+    def boxes(self, hit: Hit, start: int | None = None, end: int | None = None) -> list[Box]:
+        """Where a passage, or `start` to `end` of its document's text, stands on its page: a box a line.
+
+        Empty for formats whose pages have no fixed layout.
+        """
+        sql = "SELECT file, record FROM chunks WHERE chunk_id = ?"
+        with self._read():
+            found = self._db.execute(sql, (hit.chunk_id,)).fetchone()
+            if not found or hit.page is None:
+                return []
+            first, last = hit.start if start is None else start, hit.end if end is None else end
+            words = words_between(self._db, found[0], found[1], hit.page, first, last)
+        lines: list[Box] = []
+        for word in words:
+            left, top, right, bottom = word.box
+            if lines and lines[-1].top < (top + bottom) / 2 < lines[-1].bottom and left >= lines[-1].left:
+                before = lines.pop()
+                top, bottom, left = min(top, before.top), max(bottom, before.bottom), before.left
+            lines.append(Box(word.page, left, top, right, bottom))
+        return lines
+
+    def as_retriever(self, **settings: Any) -> "IndexRetriever":
+        """This index as a LangChain retriever; settings are those of `search`, such as `k=8` or `mode="lexical"`."""
+        from index.retriever import IndexRetriever
+
+        return IndexRetriever(index=self, settings=settings)
 
     def status(self) -> dict[str, Any]:
         """What the index holds; the JSON form of `rag-index status`."""
-        failed = [{"path": s, "error": row.error} for s, row in self.manifest.files.items() if row.error]
+        manifest = self.manifest
+        with self._read():
+            rows = self._db.execute("SELECT path, error FROM files WHERE error != '' ORDER BY path").fetchall()
+        failed = [{"path": path, "error": error} for path, error in rows]
         return {
             "index": str(self.directory),
             "generation": self.name,
-            "files": len(self.manifest.files) - len(failed),
+            "files": manifest.files - len(failed),
             "files_failed": failed,
-            "chunks": self.manifest.chunks,
-            "roots": self.manifest.roots,
-            "encoder": {**self.manifest.encoder, "precision": self.manifest.precision},
-            "chunker": self.manifest.chunker,
-            "faiss": self.manifest.faiss,
-            "bytes": sum(self.manifest.bytes.values()),
-            "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.manifest.built_at)),
+            "chunks": manifest.chunks,
+            "passages": manifest.passages,
+            "roots": [root["path"] for root in manifest.roots],
+            "removed": manifest.removed,
+            "encoder": {**manifest.encoder, "precision": manifest.precision},
+            "chunker": manifest.chunker,
+            "lexical": manifest.lexical,
+            "faiss": manifest.faiss,
+            "bytes": sum(part.bytes for part in manifest.parts.values()),
+            "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.built_at)),
         }
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files; the generation may be removed from now on."""
         self._db.close()
+        self._vectors.close()
+        if self._use:
+            self._use.close()
 
-    def _check(self, generation: Path) -> None:
-        try:
-            (chunks,) = self._db.execute("SELECT count(*) FROM chunks").fetchone()
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise disk.damaged(self.directory, f"{generation.name}/{disk.CHUNKS} is not a database") from error
-        rows = {chunks, self._vectors.ntotal, self.manifest.chunks}
-        if len(rows) > 1 or self._vectors.d != self.manifest.encoder.get("dimension"):
-            raise disk.damaged(self.directory, f"the parts of {generation.name} do not belong together")
+    def __enter__(self) -> "Index":
+        return self
 
-    def _hit(self, row: int, rank: int, score: float) -> tuple[str, Hit]:
-        sql = "SELECT hash, chunk_id, source, page, heading, start, end, text FROM chunks WHERE id = ?"
-        try:
-            with self._lock:
-                digest, *rest = self._db.execute(sql, (row,)).fetchone()
-        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
-            raise disk.damaged(self.directory, f"{self.name}/{disk.CHUNKS} cannot be read") from error
-        return digest, Hit(rank, round(score, 6), *rest)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        with self._read():
+            (last,) = self._db.execute("SELECT max(row) FROM passages").fetchone()
+        passages = 0 if last is None else last + 1
+        rows = {passages, self._vectors.count, self._lexical.count, self.manifest.passages}
+        if len(rows) > 1 or self._vectors.dimension != self.manifest.encoder.get("dimension"):
+            raise disk.damaged(self.directory, f"the parts of {self.name} do not belong together")
+
+    def _read(self) -> "_Reading":
+        return _Reading(self)
+
+    def _passage(self, row: int) -> str:
+        with self._read():
+            text: str = self._db.execute("SELECT text FROM passages WHERE row = ?", (row,)).fetchone()[0]
+        return text
+
+    def _hit(self, row: int, condition: str, parameters: list[Any]) -> Hit:
+        sql = (
+            "SELECT chunk_id, path, record, page, heading, start, end, text FROM chunks "
+            "JOIN files ON files.id = chunks.file JOIN passages USING (row) "
+            f"WHERE row = ? AND {condition} ORDER BY path, record, start"
+        )
+        with self._read():
+            places = self._db.execute(sql, (row, *parameters)).fetchall()
+            chunk_id, path, record, *rest = places[0]
+        sources = dict.fromkeys(source_of(place[1], place[2]) for place in places)
+        source, *also = sources
+        return Hit(0, 0.0, chunk_id, source, *rest, also=tuple(also))
+
+    def _expanded(self, hit: Hit, neighbours: int) -> Hit:
+        """A hit with the passages beside it, as far as nothing but blanks stands between."""
+        sql = (
+            "SELECT near.start, near.end, text FROM chunks AS here JOIN chunks AS near USING (file, record) "
+            "JOIN passages ON near.row = passages.row "
+            "WHERE here.chunk_id = ? AND near.id BETWEEN here.id - ? AND here.id + ? ORDER BY near.start"
+        )
+        with self._read():
+            rows = self._db.execute(sql, (hit.chunk_id, neighbours, neighbours)).fetchall()
+        start, end, text = hit.start, hit.end, hit.text
+        for first, last, more in rows:  # those after it, outwards
+            if first >= hit.start and last > end and first - end <= GAP:
+                text += " " * (first - end) + more[max(0, end - first) :]
+                end = last
+        for first, last, more in reversed(rows):
+            if last <= hit.end and first < start and start - last <= GAP:
+                text = more[: start - first] + " " * (start - last) + text
+                start = first
+        return replace(hit, start=start, end=end, text=text)
+
+
+class _Reading:
+    """Holds the lock on the tables, and calls what SQLite cannot read a damaged index."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        self._index._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._index._lock.release()
+        if isinstance(error, sqlite3.ProgrammingError):  # used after it was closed
+            return
+        if isinstance(error, (sqlite3.DatabaseError, TypeError, IndexError, ValueError)):
+            raise disk.damaged(self._index.directory, f"{self._index.name} cannot be read") from error
+
+
+def _top(scores: "Floats", wanted: int) -> "Rows":
+    """Rows of the best scores above 0, best first; ties keep the order of rows."""
+    import numpy as np
+
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > wanted:
+        floor = np.partition(scores[rows], len(rows) - wanted)[len(rows) - wanted]
+        rows = rows[scores[rows] >= floor]
+    best: Rows = rows[np.argsort(-scores[rows], kind="stable")][:wanted]
+    return best
+
+
+def _is_copy(these: set[str], those: set[str], text: str, other: str) -> bool:
+    if text == other:
+        return True
+    return bool(these) and len(these & those) >= COPY * len(these | those)
 
 
 def _stitched(rows: list[tuple[int, int, str]], first: int, last: int) -> str:

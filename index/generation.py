@@ -1,85 +1,75 @@
-"""One generation of an index on disk: its files, how they become current, how they are opened. Knows no documents.
+"""One generation of an index on disk: its parts, how it becomes current, how long it stays. Knows no documents.
 
-DIR/CURRENT                 name of the generation that readers open; replaced atomically
+DIR/CURRENT                 name of the generation that readers open and its manifest's SHA-256; replaced atomically
 DIR/lock                    held while a build runs
 DIR/pending.sqlite3         vectors of an unfinished build; gone when one succeeds
-DIR/gen-000007/manifest.json    schema, encoder, chunk settings, roots, a row per file, sizes of the other two
-               vectors.faiss    row i is chunk i
-               chunks.sqlite3   text and provenance
+DIR/gen-000007/manifest.json    schema, encoder, settings, roots, counts; size and hashes of every part
+               chunks.sqlite3   files, passages, their places, terms (store.py)
+               vectors.faiss    row i is passage i; coarse.faiss beside it where there are many (vectors.py)
+               bm25/            the lexical index, in bm25s' form (lexical.py)
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-import sqlite3
-import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 from index.errors import IndexDamaged, NoIndex
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+try:
+    import fcntl
+except ImportError:  # Windows: what keeps an old generation there is that open files cannot be deleted
+    fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
-POINTER, MANIFEST, VECTORS, CHUNKS = "CURRENT", "manifest.json", "vectors.faiss", "chunks.sqlite3"
+SCHEMA = 2
+POINTER, MANIFEST = "CURRENT", "manifest.json"
 NAME = re.compile(r"gen-(\d{6,})")
-FLAT_HEADER = 45
-"""Bytes before the vectors in FAISS's file of a flat index; the last 8 are the number of floats that follow."""
 KEPT = 2
-"""Generations left on disk after a build: the current one, and the one that a reader may just be opening."""
-
-TABLES = """
-CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY,         -- row in the FAISS index
-    chunk_id TEXT NOT NULL,
-    source TEXT NOT NULL,           -- absolute path of the document
-    page INTEGER,
-    heading TEXT NOT NULL,
-    start INTEGER NOT NULL,         -- characters in the document's extracted text
-    end INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    hash TEXT NOT NULL,             -- SHA-256 of the text
-    key BLOB NOT NULL               -- SHA-256 of what was encoded
-);
-CREATE INDEX chunks_source ON chunks (source);
-CREATE UNIQUE INDEX chunks_chunk_id ON chunks (chunk_id);
-"""
+"""Generations left on disk after a build: the current one, and the last, whose vectors a change of mind can use."""
+HEAD = 1 << 16
+"""Bytes at the start of a part that are hashed at every opening: a header that lies is never acted upon."""
+HASHED_AT_OPENING = 64 << 20
+"""Generations of at most this many bytes (0.05 s) are hashed whole at every opening; larger ones by `verify`."""
 
 
-@dataclass
-class FileRow:
-    """What the manifest says of one document."""
+@dataclass(frozen=True)
+class Part:
+    """What the manifest says of a file of the generation."""
 
-    size: int
-    mtime_ns: int
+    bytes: int
     sha256: str
-    chunks: int
-    title: str = ""
-    error: str = ""
-    """Why the file could not be read; such a row has no chunks."""
+    head: str
+    """SHA-256 of the first 64 KiB."""
 
 
 @dataclass
 class Manifest:
-    """What a generation is made of, and from what."""
+    """What a generation is made of, and from what. The row per document stands in chunks.sqlite3, table `files`."""
 
     encoder: dict[str, Any]
     precision: str
     chunker: dict[str, int]
-    roots: list[str]
-    """The paths given to the build, absolute."""
+    lexical: dict[str, Any]
+    roots: list[dict[str, Any]]
+    """The paths given to the build, absolute, with their patterns."""
     built_at: float
     """Unix time at which the build began to look at files."""
+    removed: list[str] = field(default_factory=list)
+    """Paths below the roots that `rm` took out; builds pass over them."""
+    ocr: bool = False
+    files: int = 0
+    files_failed: int = 0
     chunks: int = 0
-    files: dict[str, FileRow] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    """Size of every other file of the generation."""
-    faiss: str = "Flat"
+    passages: int = 0
+    """Different texts among the chunks; each has one vector."""
+    faiss: str = ""
+    parts: dict[str, Part] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -90,15 +80,22 @@ def current(directory: Path) -> Path:
         NoIndex: there is no pointer.
         IndexDamaged: the pointer names nothing.
     """
-    name = _pointed_to(directory)
-    while not NAME.fullmatch(name) or not (directory / name).is_dir():
-        before, name = name, _pointed_to(directory)
-        if name == before:  # else builds have replaced it between the two looks
+    return pointed_to(directory)[0]
+
+
+def pointed_to(directory: Path) -> tuple[Path, str]:
+    """The generation that the pointer names, and its manifest's SHA-256."""
+    line = _pointer(directory)
+    while True:
+        name, _, digest = line.partition(" ")
+        if NAME.fullmatch(name) and (directory / name).is_dir():
+            return directory / name, digest
+        before, line = line, _pointer(directory)
+        if line == before:  # else builds have replaced it between the two looks
             raise damaged(directory, f"its pointer names {name[:40]!r}, which is not there")
-    return directory / name
 
 
-def _pointed_to(directory: Path) -> str:
+def _pointer(directory: Path) -> str:
     try:
         return (directory / POINTER).read_text("utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -125,119 +122,135 @@ def _index_option(directory: Path) -> str:
     return "" if directory == default_index() else f" --index {directory}"
 
 
-def read_manifest(generation: Path) -> Manifest:
-    """The generation's manifest, after checking that every file it names has the size it had.
+def read_manifest(generation: Path, digest: str) -> Manifest:
+    """The generation's manifest, after checking it against the pointer and the parts against it.
+
+    Args:
+        generation: the folder.
+        digest: the manifest's SHA-256, as the pointer tells it.
 
     Raises:
-        IndexDamaged: a file is missing, cut or not what it should be, or the schema is newer than this program.
+        IndexDamaged: a part is missing, cut or changed, or the schema is not this program's.
     """
-    directory = generation.parent
+    directory, where = generation.parent, f"{generation.name}/{MANIFEST}"
     try:
-        raw = json.loads((generation / MANIFEST).read_text("utf-8"))
+        data = (generation / MANIFEST).read_bytes()
+        raw = json.loads(data)
         schema = raw["schema"]
-        if schema != SCHEMA:
-            raise IndexDamaged(
-                f"the index at '{directory}' has schema {schema}, this program reads {SCHEMA}: update the program, or "
-                f"run: rag-index build --rebuild FOLDER{_index_option(directory)}"
-            )
-        files = {source: FileRow(**row) for source, row in raw.pop("files").items()}
-        manifest = Manifest(files=files, **raw)
-        sizes = {name: int(size) for name, size in manifest.bytes.items()}
-        _check_types(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise damaged(directory, f"{generation.name}/{MANIFEST} cannot be read ({type(error).__name__})") from error
-    for name in (VECTORS, CHUNKS):
-        path = generation / name
-        if not path.is_file() or path.stat().st_size != sizes.get(name):
-            raise damaged(directory, f"{generation.name}/{name} is missing or cut")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(directory, f"{where} cannot be read ({type(error).__name__})") from error
+    if schema != SCHEMA:
+        raise IndexDamaged(
+            f"the index at '{directory}' has schema {schema}, this program reads {SCHEMA}: "
+            + ("update the program, or " if isinstance(schema, int) and schema > SCHEMA else "")
+            + f"run: rag-index build --rebuild FOLDER{_index_option(directory)}"
+        )
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise damaged(directory, f"{where} is not the one that was written")
+    parts = {name: Part(**part) for name, part in raw.pop("parts").items()}
+    manifest = Manifest(parts=parts, **raw)
+    whole = sum(part.bytes for part in parts.values()) <= HASHED_AT_OPENING
+    for name, part in parts.items():
+        if error := _wrong(generation / name, part, whole):
+            raise damaged(directory, f"{generation.name}/{name} {error}")
     return manifest
 
 
-def _check_types(manifest: Manifest) -> None:
-    """Raises a TypeError where a hand or a flipped bit has changed a value into another kind."""
-    fine = (
-        isinstance(manifest.encoder, dict)
-        and isinstance(manifest.encoder["dimension"], int)
-        and isinstance(manifest.precision, str)
-        and isinstance(manifest.chunker, dict)
-        and all(isinstance(root, str) for root in manifest.roots)
-        and isinstance(manifest.chunks, int)
-        and 0 <= manifest.built_at < 1e11
-    )
-    if not fine:
-        raise TypeError("a value is of the wrong kind")
-
-
-def open_chunks(generation: Path) -> sqlite3.Connection:
-    """The chunk table, read-only; may be shared by threads."""
-    uri = (generation / CHUNKS).resolve().as_uri()
+def _wrong(path: Path, part: Part, whole: bool) -> str:
     try:
-        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
-    except sqlite3.OperationalError as error:
-        raise damaged(generation.parent, f"{generation.name}/{CHUNKS} cannot be opened") from error
-
-
-def read_vectors(generation: Path) -> Any:
-    """The FAISS index."""
-    import faiss
-
-    path = generation / VECTORS
-    try:
+        if path.stat().st_size != part.bytes:
+            return "is cut"
         with path.open("rb") as stream:
-            (floats,) = struct.unpack_from("<Q", stream.read(FLAT_HEADER), FLAT_HEADER - 8)
-        # FAISS allocates what the header tells before it misses the bytes: gigabytes, where that is damaged.
-        if path.stat().st_size != FLAT_HEADER + 4 * floats:
-            raise RuntimeError("the header tells another size")
-        faiss_index = faiss.read_index(str(path))
-    except (OSError, RuntimeError, struct.error) as error:
-        raise damaged(generation.parent, f"{generation.name}/{VECTORS} is not a FAISS index") from error
-    if faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise damaged(generation.parent, f"{generation.name}/{VECTORS} does not measure by inner product")
-    return faiss_index
+            if hashlib.sha256(stream.read(HEAD)).hexdigest() != part.head:
+                return "has changed since it was written"
+    except OSError:
+        return "is missing"
+    return "has changed since it was written" if whole and sha256(path) != part.sha256 else ""
 
 
-def flat_vectors(faiss_index: Any) -> "npt.NDArray[np.float32]":
-    """All vectors of a flat index, (n_chunks, dimension) float32; a view that lives as long as the index."""
-    import faiss
-    import numpy as np
-
-    if faiss_index.ntotal == 0:
-        return np.empty((0, faiss_index.d), np.float32)
-    view: npt.NDArray[np.float32] = faiss.rev_swig_ptr(faiss_index.get_xb(), faiss_index.ntotal * faiss_index.d)
-    return view.reshape(faiss_index.ntotal, faiss_index.d)
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_vectors(generation: Path, vectors: "npt.NDArray[np.float32]") -> None:
-    """Writes an exact inner-product index of unit vectors, (n_chunks, dimension) float32."""
-    import faiss
+def verify_parts(generation: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Name and fault of every part that is not, byte for byte, what was written, and of every file that is no part."""
+    for name, part in manifest.parts.items():
+        if error := _wrong(generation / name, part, whole=True):
+            yield name, error
+    known = {MANIFEST, *manifest.parts}
+    for path in sorted(generation.rglob("*")):
+        if path.is_file() and path.relative_to(generation).as_posix() not in known:
+            yield path.relative_to(generation).as_posix(), "does not belong to the index"
 
-    faiss_index = faiss.IndexFlatIP(vectors.shape[1])
-    faiss_index.add(vectors)
-    try:
-        faiss.write_index(faiss_index, str(generation / VECTORS))
-    except RuntimeError as error:  # FAISS reports a full disk as a RuntimeError
-        raise OSError(f"cannot write {generation / VECTORS}: the disk may be full") from error
+
+def in_use(generation: Path) -> IO[bytes] | None:
+    """Marks a generation as read by this process until what is returned is closed; it is not removed before.
+
+    Raises:
+        FileNotFoundError: a build has just removed it.
+    """
+    stream = (generation / MANIFEST).open("rb")
+    if fcntl:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # being removed, or a file system without locks
+            stream.close()
+            if (generation / MANIFEST).exists():
+                return None
+            raise FileNotFoundError(generation) from None
+    return stream
 
 
 def publish(draft: Path, manifest: Manifest) -> Path:
     """Flushes a finished draft, gives it the next number and makes it current; older generations are removed."""
     directory = draft.parent
-    manifest.bytes = {name: (draft / name).stat().st_size for name in (VECTORS, CHUNKS)}
-    (draft / MANIFEST).write_text(json.dumps(asdict(manifest), ensure_ascii=False, indent=1), "utf-8")
-    for name in (VECTORS, CHUNKS, MANIFEST):
-        _flush(draft / name)
-    _flush(draft)
+    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    manifest.parts = {path.relative_to(draft).as_posix(): _part(path) for path in files}
+    text = json.dumps(asdict(manifest), ensure_ascii=False, indent=1)
+    (draft / MANIFEST).write_text(text, "utf-8")
+    for path in (*files, draft / MANIFEST, *(path for path in draft.rglob("*") if path.is_dir()), draft):
+        flush(path)
     numbers = [number for number, _ in _generations(directory)]
     final = directory / f"gen-{max(numbers, default=0) + 1:06d}"
     pointer = directory / f"{POINTER}.new"
-    pointer.write_text(final.name + "\n", "utf-8")
-    _flush(pointer)
+    pointer.write_text(f"{final.name} {hashlib.sha256(text.encode()).hexdigest()}\n", "utf-8")
+    flush(pointer)
     draft.rename(final)  # only now: nothing that needs room follows, so a full disk leaves no orphan
     pointer.replace(directory / POINTER)
-    _flush(directory)
-    for _, old in sorted(_generations(directory))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    flush(directory)
+    remove_old(directory, KEPT)
     return final
+
+
+def _part(path: Path) -> Part:
+    with path.open("rb") as stream:
+        head = hashlib.sha256(stream.read(HEAD)).hexdigest()
+    return Part(path.stat().st_size, sha256(path), head)
+
+
+def remove_old(directory: Path, kept: int) -> int:
+    """Removes all but the newest `kept` generations, and none that somebody reads; returns the bytes freed."""
+    freed = 0
+    now = current(directory)
+    for _, old in sorted(_generations(directory))[:-kept]:
+        if old != now and _lock_to_remove(old):
+            freed += sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
+            shutil.rmtree(old, ignore_errors=True)
+    return freed
+
+
+def _lock_to_remove(generation: Path) -> bool:
+    """Whether nobody reads it. A reader that opens it from now on finds its files gone and looks at the pointer."""
+    if not fcntl:
+        return True
+    with suppress(OSError):
+        with (generation / MANIFEST).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (generation / MANIFEST).unlink()
+        return True
+    return not (generation / MANIFEST).exists()  # the rest of one whose removal was interrupted
 
 
 def _generations(directory: Path) -> Iterator[tuple[int, Path]]:
@@ -246,7 +259,13 @@ def _generations(directory: Path) -> Iterator[tuple[int, Path]]:
             yield int(match[1]), path
 
 
-def _flush(path: Path) -> None:
+def others(generation: Path) -> list[Path]:
+    """Generations beside this one, newest first."""
+    return [path for _, path in sorted(_generations(generation.parent), reverse=True) if path != generation]
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,51 @@
+"""One build at a time: who holds an index, and what is left behind when a build makes nothing."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from index.errors import IndexBusy
+from index.generation import POINTER
+
+LOCK, OWNER, PENDING = "lock", "builder", "pending.sqlite3"
+
+
+class BuildLock:
+    """Held while a build runs. Removes the index folder again if the build left nothing in it.
+
+    Raises:
+        IndexBusy: another process holds it; the message says which, and since when.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        from filelock import FileLock, Timeout
+
+        self._made = [p for p in (self._directory, *self._directory.parents) if not p.exists()]
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._directory / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise IndexBusy(f"{self._owner()} of '{self._directory}' is running: wait for it to end") from None
+        with suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            (self._directory / OWNER).write_text(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}", "utf-8")
+
+    def _owner(self) -> str:
+        with suppress(OSError):
+            return f"another build ({(self._directory / OWNER).read_text('utf-8')[:80]})"
+        return "another build"
+
+    def __exit__(self, *_: object) -> None:
+        (self._directory / OWNER).unlink(missing_ok=True)
+        kept = (self._directory / POINTER, self._directory / PENDING)
+        if self._made and not any(path.exists() for path in kept):
+            shutil.rmtree(self._directory, ignore_errors=True)  # with the lock held: nobody has begun a build in it
+            with suppress(OSError):  # somebody else put something there meanwhile
+                for parent in self._made[1:]:
+                    parent.rmdir()
+        self._lock.release()

@@ -1,0 +1,169 @@
+"""What a build has to do: which roots, which files are new, changed or gone. Reads no document but those in doubt."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from index.errors import NoDocuments
+from index.generation import Manifest
+from index.paths import shown
+from index.scan import Root, Scan, scan
+from index.store import FileRow
+
+RACY_NS = 2_000_000_000
+"""A file changed this shortly before it was read may have changed again within its clock tick: its hash decides."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of a build asked for."""
+
+    paths: tuple[Path, ...] = ()
+    include: tuple[str, ...] | None = None
+    """None: as in earlier builds."""
+    exclude: tuple[str, ...] | None = None
+    ignore_files: bool | None = None
+    known: Callable[[Path], bool] = bool
+
+    def root(self, path: Path, earlier: Root | None) -> Root:
+        """A path with its patterns: those given now, else those of earlier builds."""
+        before = earlier or Root(path)
+        return Root(
+            path,
+            before.include if self.include is None else self.include,
+            before.exclude if self.exclude is None else self.exclude,
+            before.ignore_files if self.ignore_files is None else self.ignore_files,
+        )
+
+
+@dataclass
+class Plan:
+    """What there is to do."""
+
+    roots: list[Root]
+    """All roots of the index after the build."""
+    removed: list[str]
+    """Paths that `rm` took out and that stay out."""
+    found: Scan
+    read: list[Path] = field(default_factory=list)
+    """Documents that are new, changed, or to be tried again."""
+    gone: list[str] = field(default_factory=list)
+    """Documents of the index that are there no more."""
+    unchanged: list[FileRow] = field(default_factory=list)
+
+    def roots_as_json(self) -> list[dict[str, Any]]:
+        """For the manifest."""
+        return [{**asdict(root), "path": str(root.path)} for root in self.roots]
+
+
+def roots_of(manifest: Manifest | None) -> dict[Path, Root]:
+    """The roots of a generation, by path."""
+    rows = manifest.roots if manifest else []
+    return {Path(row["path"]): Root(**{**row, "path": Path(row["path"])}) for row in rows}
+
+
+def make_plan(
+    wish: Wish, manifest: Manifest | None, old: dict[str, FileRow], everything: bool, leave_out: Path
+) -> Plan:
+    """Looks at the files and compares them with the index.
+
+    Args:
+        wish: what to index.
+        manifest: the current generation's, if there is one to build on.
+        old: its files, by path.
+        everything: whether all of its roots are looked through, not only those that are asked for.
+        leave_out: the index's own folder.
+
+    Raises:
+        NoDocuments: no path is known, or one does not exist.
+    """
+    earlier = roots_of(manifest)
+    given = {root.path: root for path in wish.paths for root in [wish.root(_absolute(path), earlier.get(_absolute(path)))]}
+    if not given:
+        given = {path: wish.root(path, root) for path, root in earlier.items()}
+        _drop_vanished(given, old)
+    if not given and not earlier:
+        raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
+    looked_at = dict(given)
+    for path, root in earlier.items():
+        if path not in given and (everything or _below(path, given)) and path.exists():
+            looked_at[path] = root
+    found = scan(looked_at.values(), wish.known, leave_out)
+    removed = [path for path in (manifest.removed if manifest else []) if not _below(Path(path), wish_paths(wish))]
+    for path in [path for path in found.files if _below(path, map(Path, removed))]:
+        del found.files[path]
+        found.skipped.append((path, "taken out by rm"))
+    kept = {path: root for path, root in earlier.items() if path not in looked_at and wish.paths}
+    plan = Plan([*kept.values(), *looked_at.values()], removed, found)
+    plan.roots.sort(key=lambda root: str(root.path))
+    _compare(plan, manifest, old)
+    return plan
+
+
+def wish_paths(wish: Wish) -> list[Path]:
+    """The paths asked for, absolute."""
+    return [_absolute(path) for path in wish.paths]
+
+
+def _absolute(path: Path) -> Path:
+    return Root(path).path
+
+
+def _drop_vanished(given: dict[Path, Root], old: dict[str, FileRow]) -> None:
+    """Forgets files that were named themselves and are gone; a folder that is gone may only be unmounted."""
+    for path in [path for path in given if not path.exists()]:
+        if str(path) not in old:
+            raise NoDocuments(
+                f"'{path}' does not exist: mount it, or take it out of the index by: rag-index rm {shown(str(path))}"
+            )
+        del given[path]
+
+
+def _below(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path == root or path.is_relative_to(root) for root in roots)
+
+
+def _compare(plan: Plan, manifest: Manifest | None, old: dict[str, FileRow]) -> None:
+    roots = [str(root.path) for root in plan.found.roots]
+    unknown = [str(path) for path in plan.found.unreadable]
+    here = {str(path) for path in plan.found.files}
+    kept = {str(root.path) for root in plan.roots}
+    for source in old:
+        if source in here or _starts(source, unknown):
+            continue
+        if _starts(source, roots) or not _starts(source, kept):
+            plan.gone.append(source)
+    built_at = manifest.built_at if manifest else 0.0
+    for path in plan.found.files:
+        row = old.get(str(path))
+        if row and _unchanged(path, row, plan.found, built_at):
+            plan.unchanged.append(row)
+        else:
+            plan.read.append(path)
+
+
+def _starts(source: str, folders: Iterable[str]) -> bool:
+    return any(source == folder or source.startswith(folder.rstrip("/\\") + "/") for folder in folders)
+
+
+def _unchanged(path: Path, row: FileRow, found: Scan, built_at: float) -> bool:
+    stat = found.files[path]
+    if row.again or stat.st_size != row.size:
+        return False
+    racy = stat.st_mtime_ns > built_at * 1e9 - RACY_NS
+    if stat.st_mtime_ns == row.mtime_ns and not racy:
+        return True
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == row.sha256
+    except OSError:
+        return False
+
+
+def nothing_found(found: Scan, formats: Sequence[str]) -> NoDocuments:
+    """The error for roots without a single document."""
+    where = ", ".join(f"'{shown(str(root.path))}'" for root in found.roots)
+    passed = f" ({len(found.skipped)} files of other kinds were passed over)" if found.skipped else ""
+    return NoDocuments(f"no document under {where}{passed}: give a folder with {' '.join(formats)} files")
