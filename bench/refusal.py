@@ -39,7 +39,7 @@ def main(corpus: str, questions: str) -> None:
             row = json.loads(line)
             if row["answerable"]:
                 kind = "about" if row["title"] in indexed else "foreign"
-                best[kind].append(index.search(row["question"], 1)[0].score)
+                best[kind].append(index.search(row["question"], 1, "dense")[0].score)
     print(f"{len(best['about'])} questions about the documents, {len(best['foreign'])} foreign ones")
     print("floor  about below  foreign below")
     for floor in np.arange(0.15, 0.61, 0.05):

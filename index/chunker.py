@@ -36,6 +36,11 @@ class ChunkSettings:
     version: int = 1
     """Raised when the same settings would cut differently than before."""
 
+    @classmethod
+    def of(cls, tokens: int) -> "ChunkSettings":
+        """Sizes in the usual proportions for chunks of at most `tokens` tokens."""
+        return cls(tokens, tokens // 4, tokens * 3 // 16, max_chars=max(1500, 12 * tokens))
+
     def as_dict(self) -> dict[str, int]:
         """For the manifest."""
         return asdict(self)

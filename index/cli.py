@@ -1,14 +1,20 @@
-"""The command `rag-index`: build, search, status. Every command is a function from parsed options to JSON."""
+"""The command `rag-index`. Every command is a function from parsed options to JSON."""
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from index import console
 from index.console import say
-from index.paths import shown
+from index.paths import default_index, shown
+
+MODES = ("hybrid", "dense", "lexical")
+LISTED = 20
+"""Warnings and failures printed for a person; `--json` has all."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,22 +26,73 @@ def _parser() -> argparse.ArgumentParser:
     root = console.parser("rag-index", "Documents in, ranked passages out.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser("build", help="bring the index up to date with documents")
+    def command(name: str, run: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=run)
+        console.add_index(added)
+        console.add_json(added)
+        return added
+
+    _build_options(command("build", _build, "bring the index up to date with documents"))
+    _search_options(command("search", _search, "print the passages that answer a query best"))
+    command("status", _status, "print what the index holds; exit code 1 when there is none")
+    command("verify", _verify, "check every hash, count and vector; exit code 1 when something is wrong")
+    command("gc", _gc, "free the room of old generations and unfinished builds")
+    remove = command("rm", _rm, "take documents out of the index and keep them out; the files stay")
+    remove.add_argument("paths", nargs="+", metavar="PATH", help="documents and folders")
+    export = command("export", _export, "write the passages to a folder, for other programs")
+    export.add_argument("--format", choices=["beir"], default="beir", help="corpus.jsonl, a row per passage (default)")
+    export.add_argument("--out", metavar="DIR", required=True, help="the folder; made if it is not there")
+    _eval_options(command("eval", _eval, "measure search on a labelled set in BEIR's formats"))
+    return root
+
+
+def _build_options(build: argparse.ArgumentParser) -> None:
     build.add_argument("paths", nargs="*", metavar="PATH", help="files and folders (default: those of earlier builds)")
     build.add_argument("--rebuild", action="store_true", help="start from nothing; keep only what is under PATH")
-    build.set_defaults(run=_build)
+    build.add_argument("--include", action="append", metavar="GLOB", help="read only files that match (may be repeated)")
+    build.add_argument("--exclude", action="append", metavar="GLOB", help="leave out files that match (may be repeated)")
+    build.add_argument(
+        "--no-ignore", action="store_true", default=None, help="read also what .gitignore and .ragignore name"
+    )
+    build.add_argument("--chunk-tokens", type=_tokens, metavar="N", help="most tokens in a passage (default: 128)")
+    build.add_argument("--ocr", action="store_true", help="read scanned PDFs (needs the extra: pip install '.[ocr]')")
+    build.add_argument("--strict", action="store_true", help="exit code 1 when a document cannot be read")
+    build.add_argument("--watch", action="store_true", help="stay, and build again when files change")
 
-    search = commands.add_parser("search", help="print the passages nearest to a query")
+
+def _tokens(argument: str) -> int:
+    if not argument.isdigit() or not 16 <= int(argument) <= 8192:
+        raise argparse.ArgumentTypeError(f"'{argument}' is no number of tokens from 16 to 8192")
+    return int(argument)
+
+
+def _search_options(search: argparse.ArgumentParser) -> None:
     search.add_argument("query", type=console.words, metavar="QUERY")
     search.add_argument("-k", type=int, default=4, metavar="N", help="how many (default: 4)")
-    search.set_defaults(run=_search)
+    _mode_option(search)
+    search.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="source=guides/*.md, format=pdf, title=…, heading=…, page=2-5; a key given twice means either",
+    )
+    search.add_argument("--expand", type=int, default=0, metavar="N", help="join N neighbouring passages to each hit")
 
-    status = commands.add_parser("status", help="print what the index holds; exit code 1 when there is none")
-    status.set_defaults(run=_status)
-    for command in (build, search, status):
-        console.add_index(command)
-        console.add_json(command)
-    return root
+
+def _mode_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--mode", choices=MODES, default="hybrid", help="by meaning, by words, or both (default)")
+    command.add_argument(
+        "--rerank", nargs="?", const="", metavar="MODEL", help="order by a cross-encoder (default: $RAG_RERANKER)"
+    )
+
+
+def _eval_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--corpus", metavar="FILE", required=True, help='JSONL: {"_id", "title", "text"} a line')
+    evaluate.add_argument("--queries", metavar="FILE", required=True, help='JSONL: {"_id", "text"} a line')
+    evaluate.add_argument("--qrels", metavar="FILE", required=True, help="TSV: query-id, corpus-id, score")
+    _mode_option(evaluate)
 
 
 def _encoder(options: argparse.Namespace) -> Any:
@@ -44,13 +101,37 @@ def _encoder(options: argparse.Namespace) -> Any:
     return partial(SentenceEncoder, options.encoder)
 
 
-def _build(options: argparse.Namespace) -> dict[str, Any] | None:
-    from index.build import build
+def _rerank(options: argparse.Namespace) -> str | bool | None:
+    return True if options.rerank == "" else options.rerank
 
+
+def _build(options: argparse.Namespace) -> dict[str, Any] | None:
+    if options.watch:
+        return _watch(options)
+    return _build_once(options, options.paths, options.rebuild)
+
+
+def _build_once(options: argparse.Namespace, paths: list[str], rebuild: bool) -> dict[str, Any] | None:
+    from index.build import build
+    from index.chunker import ChunkSettings
+
+    size = options.chunk_tokens
     with console.progress_bars() as progress:
         report = build(
-            options.paths, options.index, encoder=_encoder(options), rebuild=options.rebuild, progress=progress
+            paths,
+            options.index,
+            encoder=_encoder(options),
+            settings=None if size is None else ChunkSettings.of(size),
+            rebuild=rebuild,
+            include=options.include,
+            exclude=options.exclude,
+            ignore_files=None if options.no_ignore is None else False,
+            ocr=options.ocr,
+            progress=progress,
         )
+    strictly = f"{len(report.files_failed)} documents could not be read; the others are in the index"
+    if options.json and options.strict and report.files_failed:
+        raise console.Failed(strictly, report.as_dict())
     if options.json:
         return report.as_dict()
     say(
@@ -58,38 +139,138 @@ def _build(options: argparse.Namespace) -> dict[str, Any] | None:
         f"{report.files_unchanged} unchanged, {report.files_removed} removed, {len(report.files_failed)} failed, "
         f"in {report.seconds:.1f} s"
     )
-    for failed in report.files_failed:
-        say(f"  failed: {shown(failed['path'])}: {failed['error']}")
+    _list("failed", [(failed["path"], failed["error"]) for failed in report.files_failed])
+    _list("warning", [(one["path"], one["warning"]) for one in report.warnings])
     kinds = Counter(Path(skipped["path"]).suffix or "no suffix" for skipped in report.files_skipped)
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
         say(f"  passed over: {len(report.files_skipped)} files of other kinds ({listed})")
+    if options.strict and report.files_failed:
+        raise console.Failed(strictly, {})
     return None
+
+
+def _list(what: str, rows: list[tuple[str, str]]) -> None:
+    for path, reason in rows[:LISTED]:
+        say(f"  {what}: {shown(path)}: {reason}")
+    if len(rows) > LISTED:
+        say(f"  and {len(rows) - LISTED} more; --json lists all")
 
 
 def _search(options: argparse.Namespace) -> dict[str, Any] | None:
     from index.engine import Index
+    from index.filters import parse
 
-    hits = Index.open(options.index, _encoder(options)).search(options.query, options.k)
-    if options.json:
-        return {"query": options.query, "hits": [hit.as_dict() for hit in hits]}
+    filters = parse(options.filter)
+    with Index.open(options.index, _encoder(options)) as index:
+        hits = index.search(
+            options.query, options.k, options.mode, filters=filters, rerank=_rerank(options), expand=options.expand
+        )
+        if options.json:
+            rows = [hit.as_dict() | {"boxes": [asdict(box) for box in index.boxes(hit)]} for hit in hits]
+            return {"query": options.query, "mode": options.mode, "hits": rows}
     for hit in hits:
         page = f" · page {hit.page}" if hit.page else ""
         say(f"[{hit.rank}] {hit.score:.3f}  {shown(hit.source)}{page} · {hit.heading}")
-        say("    " + hit.text.replace("\n", "\n    ") + "\n")
+        say("    " + hit.text.replace("\n", "\n    "))
+        for source in hit.also:
+            say(f"    also in {shown(source)}")
+        say()
+    if not hits:
+        say("no passage matches")
     return None
 
 
 def _status(options: argparse.Namespace) -> dict[str, Any] | None:
     from index.engine import Index
 
-    status = Index.open(options.index).status()
+    with Index.open(options.index) as index:
+        status = index.status()
     if options.json:
         return status
     encoder = status["encoder"]
     say(f"{status['index']}: {status['generation']} of {status['built_at']}, {status['bytes'] / 1e6:.1f} MB")
     say(f"  {status['files']} files, {status['chunks']} passages, under {', '.join(map(shown, status['roots']))}")
-    say(f"  encoder {encoder['name']}, {encoder['dimension']} dimensions, {encoder['precision']}")
-    for failed in status["files_failed"]:
-        say(f"  failed: {shown(failed['path'])}: {failed['error']}")
+    say(f"  encoder {encoder['name']}, {encoder['dimension']} dimensions, {encoder['precision']}; {status['faiss']}")
+    for path in status["removed"]:
+        say(f"  kept out: {shown(path)}")
+    _list("failed", [(failed["path"], failed["error"]) for failed in status["files_failed"]])
+    return None
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.maintain import verify
+
+    name, faults = verify(options.index)
+    result = {"generation": name, "faults": faults}
+    if faults:
+        if not options.json:
+            _list("damaged", [(fault["part"], fault["fault"]) for fault in faults])
+        option = f" --index {options.index}" if options.index else ""
+        line = f"{len(faults)} faults. Run: rag-index build --rebuild FOLDER{option}"
+        raise console.Failed(line, result)
+    if options.json:
+        return result
+    say(f"{name}: every file, count and vector is as it was written")
+    return None
+
+
+def _gc(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.maintain import collect_garbage
+
+    freed = collect_garbage(options.index)
+    if options.json:
+        return {"bytes_freed": freed}
+    say(f"{freed / 1e6:.1f} MB freed")
+    return None
+
+
+def _rm(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.build import remove
+
+    report = remove(options.paths, options.index)
+    if options.json:
+        return report.as_dict()
+    say(f"{report.generation}: {report.files_removed} documents taken out, {report.chunks} passages left")
+    return None
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.beir import write_corpus
+    from index.maintain import passages
+
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    count = write_corpus(passages(options.index), out / "corpus.jsonl")
+    if options.json:
+        return {"corpus": str(out / "corpus.jsonl"), "passages": count}
+    say(f"{out / 'corpus.jsonl'}: {count} passages")
+    return None
+
+
+def _eval(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.evaluate import evaluate_corpus
+
+    with console.progress_bars() as progress:
+        scores = evaluate_corpus(
+            Path(options.corpus),
+            Path(options.queries),
+            Path(options.qrels),
+            directory=options.index,
+            encoder=_encoder(options),
+            mode=options.mode,
+            rerank=_rerank(options),
+            progress=progress,
+        )
+    if options.json:
+        return scores
+    for name, value in scores.items():
+        say(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+    return None
+
+
+def _watch(options: argparse.Namespace) -> dict[str, Any] | None:
+    from index.watching import watch
+
+    watch(options, _build_once)
     return None

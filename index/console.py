@@ -17,6 +17,14 @@ from index.paths import printable
 Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
 
 
+class Failed(RagError):
+    """A command did its work, and its outcome is a failure: exit code 1, and `result` is printed for `--json`."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
@@ -85,6 +93,8 @@ def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
         return 0
     except _Usage as error:
         return _failed(error.args[1], str(error.args[0]), 2, as_json)
+    except Failed as error:
+        return _failed(root.prog, str(error), 1, as_json, error.result)
     except RagError as error:
         return _failed(root.prog, str(error), 1, as_json)
     except BrokenPipeError:
@@ -96,11 +106,11 @@ def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
         return _failed(root.prog, f"{error.strerror or error}{where}: make room or check the permissions", 1, as_json)
 
 
-def _failed(prog: str, message: str, code: int, as_json: bool) -> int:
+def _failed(prog: str, message: str, code: int, as_json: bool, result: dict[str, Any] | None = None) -> int:
     line = printable(" ".join(message.split()))
     with suppress(OSError):  # a full disk under stdout: the line below tells it
         if as_json:
-            print(json.dumps({"error": line}))  # noqa: T201
+            print(json.dumps({**(result or {}), "error": line}))  # noqa: T201
         sys.stdout.flush()
     print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201
     return code

@@ -36,6 +36,8 @@ RERANKED = 50
 """Passages that a reranker reads."""
 COPY = 0.9
 """Share of their different terms that two passages have in common when one is a copy of the other (Jaccard)."""
+READ_BY_PEOPLE = 20
+"""In longer lists, which programs read, only equal texts count as copies: telling near ones costs time."""
 GAP = 16
 """Most characters between neighbouring passages that are blanks and rules, not words that were left out."""
 FILTERS_KEPT = 8
@@ -257,18 +259,21 @@ class Index:
         """The best `k` different passages."""
         hits: list[Hit] = []
         words: list[set[str]] = []
+        places: dict[str, int] = {}  # text to its place in `hits`
         for i, row in enumerate(ranked.rows.tolist()):
             hit = self._hit(row, condition, parameters)
-            these = set(terms(hit.text))
-            original = next((n for n, those in enumerate(words) if _is_copy(these, those, hits[n].text, hit.text)), None)
+            these = set(terms(hit.text)) if k <= READ_BY_PEOPLE else set()
+            alike = (n for n, those in enumerate(words) if _alike(these, those))
+            original = places[hit.text] if hit.text in places else next(alike, None)
             if original is not None:
-                places = dict.fromkeys((*hits[original].also, hit.source, *hit.also))
-                places.pop(hits[original].source, None)
-                hits[original] = replace(hits[original], also=tuple(places))
+                sources = dict.fromkeys((*hits[original].also, hit.source, *hit.also))
+                sources.pop(hits[original].source, None)
+                hits[original] = replace(hits[original], also=tuple(sources))
                 continue
             if len(hits) == k:
                 break
             words.append(these)
+            places[hit.text] = len(hits)
             cosine = None if ranked.cosines is None else round(float(ranked.cosines[i]), 6)
             bm25 = None if ranked.bm25 is None else round(float(ranked.bm25[i]), 6)
             score = round(float(ranked.scores[i]), 6)
@@ -429,9 +434,7 @@ def _top(scores: "Floats", wanted: int) -> "Rows":
     return best
 
 
-def _is_copy(these: set[str], those: set[str], text: str, other: str) -> bool:
-    if text == other:
-        return True
+def _alike(these: set[str], those: set[str]) -> bool:
     return bool(these) and len(these & those) >= COPY * len(these | those)
 
 

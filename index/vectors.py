@@ -122,7 +122,7 @@ class Vectors:
         try:
             self.exact = faiss.read_index(str(generation / VECTORS), faiss.IO_FLAG_MMAP_IFC)
             has_coarse = (generation / COARSE).exists()
-            self._coarse = faiss.read_index(str(generation / COARSE), faiss.IO_FLAG_MMAP_IFC) if has_coarse else None
+            self.coarse = faiss.read_index(str(generation / COARSE), faiss.IO_FLAG_MMAP_IFC) if has_coarse else None
         except RuntimeError as error:
             raise damaged(generation.parent, f"{generation.name}/{VECTORS} is not a FAISS index") from error
         self.count, self.dimension = int(self.exact.ntotal), int(self.exact.d)
@@ -157,14 +157,14 @@ class Vectors:
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        few = self._coarse is None or (allowed is not None and allowed.sum() <= EXACT_UP_TO)
+        few = self.coarse is None or (allowed is not None and allowed.sum() <= EXACT_UP_TO)
         if few:
             given = {} if selector is None else {"params": faiss.SearchParameters(sel=selector)}
             scores, rows = self.exact.search(query[None], k, **given)  # (1, k) each, best first
             return rows[0], scores[0]
         wanted = min(max(CANDIDATES, 10 * k), self.count)
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=1)
-        candidates = np.sort(self._coarse.search(query[None], wanted, params=parameters)[1][0])
+        candidates = np.sort(self.coarse.search(query[None], wanted, params=parameters)[1][0])
         candidates = candidates[candidates >= 0]
         cosines = self.get(candidates) @ query
         best = np.argsort(-cosines, kind="stable")[:k]

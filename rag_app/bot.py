@@ -176,7 +176,7 @@ class Bot:
         answer.timings["retrieve_ms"] = clock.lap()
         prompt, passages = self._fit(answer)
         yield Found(answer.hits)
-        if answer.hits[0].score < MIN_SCORE:
+        if max(hit.cosine or 0.0 for hit in answer.hits) < MIN_SCORE:
             yield from self._refuse(answer)
         else:
             yield from self._generate(answer, prompt, passages, clock)

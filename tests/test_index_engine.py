@@ -19,7 +19,7 @@ from index import generation as disk
 from index.loaders import load
 from tests.conftest import ROOT, WordEncoder, copy_of
 
-PARTS = [disk.MANIFEST, disk.VECTORS, disk.CHUNKS]
+PARTS = [disk.MANIFEST, "vectors.faiss", "chunks.sqlite3"]
 
 
 def write(path: Path, text: str) -> Path:
@@ -358,10 +358,10 @@ def test_a_harmed_part(where: Path, name: str, harm: str) -> None:
     expect_damage(where, f"gen-000001/{name}")
 
 
-@pytest.mark.parametrize("name", [disk.VECTORS, disk.CHUNKS])
+@pytest.mark.parametrize("name", ["vectors.faiss", "chunks.sqlite3"])
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
 def test_a_flipped_byte_of_a_header_changes_nothing_or_is_damage(where: Path, name: str, mask: int) -> None:
-    headers = {disk.VECTORS: 45, disk.CHUNKS: 100}  # FAISS: kind, dimension, size, metric, length; then the data
+    headers = {"vectors.faiss": 45, "chunks.sqlite3": 100}  # FAISS: kind, dimension, size, metric, length; then the data
     path = where / "gen-000001" / name
     data = path.read_bytes()
 
@@ -383,14 +383,14 @@ def test_a_flipped_byte_of_a_header_changes_nothing_or_is_damage(where: Path, na
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the size of this process")
 def test_a_header_that_tells_of_gigabytes_takes_no_memory(where: Path) -> None:
-    path = where / "gen-000001" / disk.VECTORS
+    path = where / "gen-000001" / "vectors.faiss"
     data = path.read_bytes()
     path.write_bytes(data[:37] + (1 << 29).to_bytes(8, "little") + data[45:])  # 2 GiB of floats
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limits[1]))
     try:
-        expect_damage(where, f"gen-000001/{disk.VECTORS} is not a FAISS index")
+        expect_damage(where, f"gen-000001/vectors.faiss is not a FAISS index")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -403,7 +403,7 @@ def test_a_header_that_tells_of_gigabytes_takes_no_memory(where: Path) -> None:
         {"files": {"/a.md": {"size": 1}}},
         {"files": []},
         {"bytes": {}},
-        {"bytes": {disk.VECTORS: "many", disk.CHUNKS: 1}},
+        {"bytes": {"vectors.faiss": "many", "chunks.sqlite3": 1}},
         {"surprise": 1},
     ],
 )
@@ -427,7 +427,7 @@ def test_a_newer_schema_says_to_update(where: Path) -> None:
 
 def test_parts_of_another_index_do_not_fit(where: Path, long_document: tuple[Index, str]) -> None:
     other = long_document[0].directory / "gen-000001"
-    for name in (disk.VECTORS, disk.CHUNKS):
+    for name in ("vectors.faiss", "chunks.sqlite3"):
         path, manifest = where / "gen-000001" / name, where / "gen-000001" / disk.MANIFEST
         own, told = path.read_bytes(), manifest.read_text()
         path.write_bytes((other / name).read_bytes())
