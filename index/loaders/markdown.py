@@ -3,18 +3,23 @@
 import re
 from typing import Any
 
-from index.document import Block, Document
+from index.document import Block, BlockKind, Document
 from index.loaders.source import Source
 from index.loaders.text import decode
 
 FRONT_MATTER = re.compile(r"---\n(?=---\n|(?:#.*\n)*[\w\"'].*:)(?:.*\n)*?---\n")
+KINDS: dict[str, BlockKind] = {"fence": "code", "code_block": "code", "table_open": "table"}
 
 
 def load_markdown(source: Source) -> list[Document]:
     """CommonMark with tables. The text stays as written, so spans are spans of the file; comments are left out."""
+    return [parse_markdown(decode(source.data))]
+
+
+def parse_markdown(text: str) -> Document:
+    """The same for a text."""
     from markdown_it import MarkdownIt
 
-    text = decode(source.data)
     line_starts = [0, *(m.end() for m in re.finditer("\n", text)), len(text)]
     front = FRONT_MATTER.match(text)
     # Empty lines in its place keep the line numbers, and nothing left open in it swallows what follows.
@@ -29,7 +34,7 @@ def load_markdown(source: Source) -> list[Document]:
         if block:
             blocks.append(block)
     title = next((b.title for b in blocks if b.kind == "heading"), "")
-    return [Document(text, tuple(blocks), title)]
+    return Document(text, tuple(blocks), title)
 
 
 def _markdown_block(text: str, token: Any, following: list[Any], start: int, end: int) -> Block | None:
@@ -41,7 +46,7 @@ def _markdown_block(text: str, token: Any, following: list[Any], start: int, end
         return None
     if token.type == "heading_open":
         return Block(start, end, "heading", int(token.tag[1]), _words(following))
-    return Block(start, end, "code" if token.type in ("fence", "code_block") else "text")
+    return Block(start, end, KINDS.get(token.type, "text"))
 
 
 def _is_comment(markup: str) -> bool:

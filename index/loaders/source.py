@@ -14,3 +14,5 @@ class Source:
     """Whether words in pictures of whole pages are read too."""
     warnings: list[str] = field(default_factory=list)
     """A loader adds a line for what it had to leave out of a file that it could read otherwise."""
+    depth: int = 0
+    """How many files this one lies within: an attachment's is 1."""

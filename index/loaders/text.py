@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from unicodedata import category
 
 from index.document import Block, Document
 from index.errors import LoadError
@@ -16,17 +17,36 @@ ENCODINGS = (
 
 
 def decode(data: bytes) -> str:
-    """Text of unknown encoding with newlines as `\\n`: UTF-8 if valid, then by byte order mark, then by detection."""
+    """Text of unknown encoding with newlines as `\\n`: by byte order mark, as UTF-8, then by detection."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", errors="replace")
+        if _share(text, "Cn", "Co", "Cs") > 0.02:  # any bytes at all are UTF-16, of characters that nobody writes
+            raise LoadError("the content is binary, not text")
     else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = _detected(data)
-    if "\0" in text or _share_of_controls(text) > 0.02:
+        text = _unmarked(data)
+    if "\0" in text or _share(text, "Cc") > 0.02:
         raise LoadError("the content is binary, not text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _unmarked(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return _nearly_utf8(data) or _detected(data)
+    if "\0" in text[:2000]:
+        zeros = data[:2000:2].count(0), data[1:2000:2].count(0)
+        if min(zeros) == 0 and max(zeros) > len(data[:2000]) // 5:  # Western text in two bytes a letter
+            return data.decode("utf-16-be" if zeros[0] else "utf-16-le", errors="replace")
+    return text
+
+
+def _nearly_utf8(data: bytes) -> str:
+    """UTF-8 with a few damaged bytes, which become U+FFFD; empty if it is not that."""
+    text = data.decode("utf-8-sig", errors="replace")
+    bad = text.count("\ufffd")
+    sound = sum(1 for c in text[:1_000_000] if c > "\x7f") - bad
+    return text if sound > 4 * bad else ""
 
 
 def _detected(data: bytes) -> str:
@@ -35,16 +55,20 @@ def _detected(data: bytes) -> str:
     matches = from_bytes(data[:100_000], cp_isolation=list(ENCODINGS))
     best = matches.best()
     if best is None:
+        text = data.decode("utf-8", errors="replace")
+        if text.count("\ufffd") * 100 < len(text) and "\0" not in text:
+            return text
         raise LoadError("the text encoding is not recognised; save the file as UTF-8")
     # A Western text often reads as well in a Central European or Baltic code page, with other accents: prefer its own.
     western = any("cp1252" in m.could_be_from_charset and m.coherence >= best.coherence for m in matches)
     return data.decode("cp1252" if western else best.encoding, errors="replace")
 
 
-def _share_of_controls(text: str) -> float:
-    sample = text[:50_000]
-    controls = sum(1 for c in sample if (c < " " and c not in "\t\n\r\f\x1b") or c == "\ufffd")
-    return controls / max(1, len(sample))
+def _share(text: str, *categories: str) -> float:
+    """Of the text's beginning, what is of these Unicode categories, or could not be decoded."""
+    sample = text[:5_000]
+    found = sum(1 for c in sample if c == "\ufffd" or (c not in "\t\n\r\f\x1b" and category(c) in categories))
+    return found / max(1, len(sample))
 
 
 def paragraphs(text: str, start: int = 0, end: int | None = None) -> Iterator[Block]:

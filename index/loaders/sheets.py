@@ -1,0 +1,84 @@
+"""Spreadsheets (xlsx, xlsm, xlsb, xls, ods): a heading and a table a sheet, values as they were last computed."""
+
+import io
+from typing import Any
+
+from index.document import Document
+from index.errors import LoadError
+from index.loaders.archive import Archive
+from index.loaders.builder import Builder, as_text
+from index.loaders.source import Source
+
+MAX_CELLS = 20_000_000
+
+
+def load_sheets(source: Source) -> list[Document]:
+    """All sheets that hold something, hidden ones included."""
+    from python_calamine import CalamineError, CalamineWorkbook, PasswordError
+
+    title = ""
+    if source.data.startswith(b"PK"):
+        archive = Archive(source.data)  # looks for bombs too
+        title = archive.title()
+    builder = Builder()
+    try:
+        book = CalamineWorkbook.from_filelike(io.BytesIO(source.data))
+        for name in book.sheet_names:
+            _add_sheet(builder, source, book, name)
+    except PasswordError as error:
+        raise LoadError("the file is password-protected; save a copy without the password") from error
+    except (CalamineError, ValueError, OSError, EOFError) as error:
+        raise LoadError("the spreadsheet is damaged: open it in its own program and save it again") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+            raise
+        raise LoadError("the spreadsheet is damaged: open it in its own program and save it again") from error
+    return [builder.document(title)]
+
+
+def _add_sheet(builder: Builder, source: Source, book: Any, name: str) -> None:
+    from python_calamine import CalamineError
+
+    try:
+        sheet = book.get_sheet_by_name(name)
+    except CalamineError:
+        source.warnings.append(f"sheet '{name}' cannot be read")  # a chart, or damaged
+        return
+    height, width = sheet.total_height, sheet.total_width
+    if height * width > MAX_CELLS:
+        raise LoadError(f"sheet '{name}' spans {height * width:,} cells, more than the {MAX_CELLS:,} that a sheet may")
+    rows = [[as_text(value) for value in row] for row in sheet.to_python()]
+    rows = [row for row in rows if any(row)]
+    if rows:
+        builder.heading(name, 1)
+        _add_tables(builder, rows)
+
+
+def _add_tables(builder: Builder, rows: list[list[str]]) -> None:
+    """The sheet's table. Lines above it that fill one cell alone are its caption."""
+    first = 0
+    while first < len(rows) - 1 and sum(map(bool, rows[first])) == 1 and sum(map(bool, rows[first + 1])) != 1:
+        builder.text(next(cell for cell in rows[first] if cell))
+        first += 1
+    builder.table(rows[first:], names_columns(rows[first:]))
+
+
+def names_columns(rows: list[list[str]]) -> bool:
+    """Whether the first row looks like the names of columns: filled, all different, no numbers."""
+    if len(rows) < 2:
+        return False
+    names = [cell.strip() for cell in rows[0] if cell.strip()]
+    used = max(sum(map(bool, row)) for row in rows[1:20])
+    return (
+        len(names) >= used - 1
+        and len(set(names)) == len(names) > 0
+        and not any(is_number(name) or len(name) > 100 for name in names)
+    )
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a number or a date rather than a name."""
+    return (
+        bool(text)
+        and text.strip("+-%€$£ ").replace(".", "").replace(",", "").replace("-", "").replace(":", "").isdigit()
+    )
