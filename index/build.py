@@ -18,7 +18,7 @@ from index.document import Document
 from index.encoder import Encoder, SentenceEncoder, mismatch
 from index.errors import NoDocuments, NoIndex
 from index.generation import Manifest
-from index.loaders import LOADERS
+from index.loaders import is_known
 from index.lock import LOCK, PENDING, BuildLock
 from index.paths import default_index, shown
 from index.pending import Pending
@@ -103,7 +103,7 @@ def build(
         None if include is None else tuple(include),
         None if exclude is None else tuple(exclude),
         ignore_files,
-        lambda path: path.suffix.lower() in LOADERS,
+        lambda path: is_known(path.name),
     )
     _check_places(directory, wish.paths)
     run = _Build(directory, wish, encoder, progress or (lambda *_: None))
@@ -176,7 +176,7 @@ class _Build:
         self.report.files_seen = len(plan.found.files)
         self.report.files_skipped = [{"path": _readable(p), "reason": reason} for p, reason in plan.found.skipped]
         if not plan.found.files and not plan.gone and not plan.found.unreadable:
-            raise nothing_found(plan.found, sorted(LOADERS))
+            raise nothing_found(plan.found)
         if anew:
             plan.read, plan.unchanged = list(plan.found.files), []
         with Reader(self.limits, ocr=self.ocr) as reader:

@@ -1,7 +1,7 @@
 """What a build has to do: which roots, which files are new, changed or gone. Reads no document but those in doubt."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,8 @@ def _unchanged(path: Path, row: FileRow, found: Scan, built_at: float) -> bool:
         return False
 
 
-def nothing_found(found: Scan, formats: Sequence[str]) -> NoDocuments:
+def nothing_found(found: Scan) -> NoDocuments:
     """The error for roots without a single document."""
     where = ", ".join(f"'{shown(str(root.path))}'" for root in found.roots)
     passed = f" ({len(found.skipped)} files of other kinds were passed over)" if found.skipped else ""
-    return NoDocuments(f"no document under {where}{passed}: give a folder with {' '.join(formats)} files")
+    return NoDocuments(f"no document under {where}{passed}: give a folder with texts, PDF, Office or HTML files")
