@@ -112,7 +112,12 @@ def timed_build(docs: Path, directory: Path) -> dict[str, Any]:
     began = time.perf_counter()
     report = build([docs], directory, encoder=RandomEncoder())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"s": time.perf_counter() - began, "encoded": report.chunks_encoded, "peak_mib": peak, "chunks": report.chunks}
+    return {
+        "s": time.perf_counter() - began,
+        "encoded": report.chunks_encoded,
+        "peak_mib": peak,
+        "chunks": report.chunks,
+    }
 
 
 def fresh(task: str, *arguments: Path) -> dict[str, Any]:
