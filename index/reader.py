@@ -33,6 +33,10 @@ AHEAD_CHARACTERS = 20_000_000
 """Nothing further is begun while finished files that nobody has asked for hold this much text."""
 
 
+OCR_SECONDS = 900.0
+"""The default for files that may need OCR, at a few seconds a page."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one file may cost."""
@@ -79,7 +83,7 @@ class Reader:
             workers: most processes; as many as there are cores by default.
             ocr: reads the words in pictures of pages, see `load`.
         """
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(seconds=OCR_SECONDS if ocr else Limits.seconds)
         self._ocr = ocr
         self._most = workers or _cores()
         self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="reader")
