@@ -1,16 +1,23 @@
 """The command `rag-index`. Every command is a function from parsed options to JSON."""
 
 import argparse
+import json
+import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from index import console
 from index.console import say
+from index.errors import RagError
 from index.paths import default_index, shown
+
+if TYPE_CHECKING:
+    from index.build import BuildReport
 
 MODES = ("hybrid", "dense", "lexical")
 LISTED = 20
@@ -106,21 +113,55 @@ def _rerank(options: argparse.Namespace) -> str | bool | None:
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any] | None:
-    if options.watch:
-        return _watch(options)
-    return _build_once(options, options.paths, options.rebuild)
+    encoder = _encoder(options)
+    if not options.watch:
+        return _reported(_build_once(options, encoder, options.rebuild), options)
+    from index.watch import Watch
+
+    directory = Path(options.index or default_index())
+    paths = [Path(path) for path in options.paths or _earlier_roots(directory)]
+    encoder = cache(encoder)  # one for all builds
+    with Watch(paths, directory, notice=console.warn) as watch:
+        generation = _say(_build_once(options, encoder, options.rebuild), options)
+        console.warn(f"watching {', '.join(shown(str(path)) for path in paths)}; Ctrl-C ends")
+        with suppress(KeyboardInterrupt):
+            for _ in watch.batches():
+                try:
+                    report = _build_once(options, encoder, rebuild=False)
+                except RagError as error:  # busy, or emptied for a moment: the index stays as it is
+                    console.warn(str(error))
+                    continue
+                if report.generation != generation:
+                    generation = _say(report, options)
+    return None
 
 
-def _build_once(options: argparse.Namespace, paths: list[str], rebuild: bool) -> dict[str, Any] | None:
+def _earlier_roots(directory: Path) -> list[str]:
+    from index.engine import Index
+
+    with Index.open(directory) as index:
+        return [root["path"] for root in index.manifest.roots]
+
+
+def _say(report: "BuildReport", options: argparse.Namespace) -> str:
+    """Tells of one build of several; returns its generation."""
+    result = _reported(report, argparse.Namespace(json=options.json, strict=False))
+    if result is not None:
+        say(json.dumps(result))
+    sys.stdout.flush()
+    return report.generation
+
+
+def _build_once(options: argparse.Namespace, encoder: Any, rebuild: bool) -> "BuildReport":
     from index.build import build
     from index.chunker import ChunkSettings
 
     size = options.chunk_tokens
     with console.progress_bars() as progress:
-        report = build(
-            paths,
+        return build(
+            options.paths,
             options.index,
-            encoder=_encoder(options),
+            encoder=encoder,
             settings=None if size is None else ChunkSettings.of(size),
             rebuild=rebuild,
             include=options.include,
@@ -129,6 +170,9 @@ def _build_once(options: argparse.Namespace, paths: list[str], rebuild: bool) ->
             ocr=options.ocr,
             progress=progress,
         )
+
+
+def _reported(report: "BuildReport", options: argparse.Namespace) -> dict[str, Any] | None:
     strictly = f"{len(report.files_failed)} documents could not be read; the others are in the index"
     if options.json and options.strict and report.files_failed:
         raise console.Failed(strictly, report.as_dict())
@@ -266,11 +310,4 @@ def _eval(options: argparse.Namespace) -> dict[str, Any] | None:
         return scores
     for name, value in scores.items():
         say(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
-    return None
-
-
-def _watch(options: argparse.Namespace) -> dict[str, Any] | None:
-    from index.watching import watch
-
-    watch(options, _build_once)
     return None

@@ -121,6 +121,11 @@ def say(line: str = "") -> None:
     print(printable(line))  # noqa: T201
 
 
+def warn(line: str) -> None:
+    """A line for a person on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
 def words(argument: str) -> str:
     """For argparse: text whose bytes may not be UTF-8, made so."""
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
