@@ -272,9 +272,25 @@ def test_comments_are_left_out(comment: str) -> None:
     assert texts(document) == ["# Title", "body"]
 
 
-@pytest.mark.parametrize("source", ["<!-- a --> visible <!-- b -->", "<!-- open\n\nnever closed", "<!--\nvisible"])
-def test_what_stands_beside_a_comment_stays(source: str) -> None:
+@pytest.mark.parametrize("source", ["<!-- open\n\nnever closed", "<!--\nvisible", "a `<!-- in code -->` b"])
+def test_what_is_no_comment_stays(source: str) -> None:
     assert texts(markdown(f"{source}\n")) == [source]
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("<!-- a --> visible <!-- b -->", ["visible"]),
+        ("one <!-- no --> two", ["one", "two"]),
+        ("one\n<!-- no\nno --> two\nthree", ["one", "two", "three"]),
+        ("- one <!-- no -->\n- two", ["- one", "- two"]),
+        ("- one\n\n  ```\n  <!-- yes -->\n  ```", ["- one\n\n  ```\n  <!-- yes -->\n  ```"]),
+        ("<div>\none <!-- no -->\ntwo\n</div>", ["<div>\none", "two\n</div>"]),
+        ("> one <!-- no -->", ["> one"]),
+    ],
+)
+def test_comments_within_a_block_are_left_out(source: str, shown: list[str]) -> None:
+    assert texts(markdown(f"{source}\n")) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Markdown to documents. The text stays as written, so spans are spans of the file."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from index.document import Block, BlockKind, Document
@@ -8,6 +10,8 @@ from index.loaders.source import Source
 from index.loaders.text import decode
 
 FRONT_MATTER = re.compile(r"---\n(?=---\n|(?:#.*\n)*[\w\"'].*:)(?:.*\n)*?---\n")
+# One that is not closed is text: it would hide the rest of the document. Nor is one a comment within a span of code.
+COMMENT = re.compile(r"(?P<code>(?P<ticks>`+)(?!`)(?:.|\n)*?(?<!`)(?P=ticks)(?!`))|<!--(?:.|\n)*?-->")
 KINDS: dict[str, BlockKind] = {"fence": "code", "code_block": "code", "table_open": "table"}
 
 
@@ -26,13 +30,14 @@ def parse_markdown(text: str) -> Document:
     body = "\n" * front.group().count("\n") + text[front.end() :] if front else text
     blocks: list[Block] = []
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    fences = [_span(token, line_starts) for token in tokens if token.level and token.type in KINDS]
     for position, token in enumerate(tokens):
         if token.level or not token.map or token.nesting < 0:
             continue
-        start, end = line_starts[token.map[0]], line_starts[min(token.map[1], len(line_starts) - 1)]
+        start, end = _span(token, line_starts)
         block = _markdown_block(text, token, tokens[position + 1 : position + 2], start, end)
         if block:
-            blocks.append(block)
+            blocks += _without_comments(text, block, fences)
     title = next((b.title for b in blocks if b.kind == "heading"), "")
     return Document(text, tuple(blocks), title)
 
@@ -42,16 +47,35 @@ def _markdown_block(text: str, token: Any, following: list[Any], start: int, end
     start += len(text[start:end]) - len(text[start:end].lstrip("\n"))
     if start >= end or token.type == "hr":
         return None
-    if token.type == "html_block" and _is_comment(text[start:end]):
-        return None
     if token.type == "heading_open":
         return Block(start, end, "heading", int(token.tag[1]), _words(following))
     return Block(start, end, KINDS.get(token.type, "text"))
 
 
-def _is_comment(markup: str) -> bool:
-    # One that is not closed is text: it would hide the rest of the document.
-    return markup.endswith("-->") and not re.sub(r"<!--.*?-->", "", markup, flags=re.DOTALL).strip()
+def _span(token: Any, line_starts: list[int]) -> tuple[int, int]:
+    return line_starts[token.map[0]], line_starts[min(token.map[1], len(line_starts) - 1)]
+
+
+def _without_comments(text: str, block: Block, fences: list[tuple[int, int]]) -> Iterator[Block]:
+    """The block, or what its comments leave of it."""
+    if block.kind in ("code", "heading") or "<!--" not in text[block.start : block.end]:
+        yield block
+        return
+    start = block.start
+    for match in COMMENT.finditer(text, block.start, block.end):
+        in_code = match["code"] is not None or any(first <= match.start() < last for first, last in fences)
+        if not in_code:
+            yield from _trimmed(text, replace(block, start=start, end=match.start()))
+            start = match.end()
+    yield from _trimmed(text, replace(block, start=start))
+
+
+def _trimmed(text: str, block: Block) -> Iterator[Block]:
+    piece = text[block.start : block.end]
+    start = block.start + len(piece) - len(piece.lstrip())
+    end = block.start + len(piece.rstrip())
+    if re.search(r"\w", piece):
+        yield replace(block, start=start, end=end)
 
 
 def _words(inline: list[Any]) -> str:
