@@ -441,6 +441,9 @@ class _Build:
 
         texts = [(key, i, draft.text(rows[i])) for key, i in wanted.items()]
         texts.sort(key=lambda item: -len(item[2]))
+        choose = getattr(self.encoder, "choose_precision", None)
+        if choose and len(texts) >= ENCODED_AT_ONCE:
+            choose()
         for first in range(0, len(texts), ENCODED_AT_ONCE):
             self.progress("encoding", first, len(texts))
             batch = texts[first : first + ENCODED_AT_ONCE]
