@@ -71,7 +71,7 @@ def build(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     ignore_files: bool | None = None,
-    ocr: bool = False,
+    ocr: bool | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -86,7 +86,7 @@ def build(
         include: patterns as in .gitignore; a file in a folder must match one. As in earlier builds by default.
         exclude: patterns of what is left out.
         ignore_files: whether .gitignore and .ragignore files count; they do by default.
-        ocr: reads the text in pages that are only images (the extra `ocr`).
+        ocr: reads the text in pages that are only images (the extra `ocr`). As in earlier builds by default.
         limits: what one document may cost in time and memory.
         progress: told how far the build is.
 
@@ -144,7 +144,7 @@ def _check_places(directory: Path, paths: Iterable[Path]) -> None:
 class _Build:
     """One run of `build` or `remove`."""
 
-    ocr = False
+    ocr: bool | None = None
     limits = Limits()
 
     def __init__(
@@ -170,6 +170,7 @@ class _Build:
         """Reads what changed, and publishes a generation if anything did."""
         self._open_old(rebuild)
         before = ChunkSettings(**self.manifest.chunker) if self.manifest else ChunkSettings()
+        self._choose_ocr()
         self.settings = settings or before
         anew = self.manifest is not None and (self.settings != before or self.manifest.lexical != lexical.SETTINGS)
         plan = make_plan(self.wish, self.manifest, self.files, anew, self.directory)
@@ -179,7 +180,7 @@ class _Build:
             raise nothing_found(plan.found)
         if anew:
             plan.read, plan.unchanged = list(plan.found.files), []
-        with Reader(self.limits, ocr=self.ocr) as reader:
+        with Reader(self.limits, ocr=bool(self.ocr)) as reader:
             reads = self._told(plan, reader.read(plan.read), anew)
             for row in plan.unchanged:
                 self._count_unchanged(row)
@@ -195,6 +196,7 @@ class _Build:
         self._open_old(rebuild=False)
         assert self.manifest
         self.settings = ChunkSettings(**self.manifest.chunker)
+        self._choose_ocr()
         paths = [str(path) for path in map(_absolute, self.wish.paths)]
         gone = {path: [source for source in self.files if _at_or_below(source, [path])] for path in paths}
         roots = [row for row in self.manifest.roots if not _at_or_below(row["path"], paths)]
@@ -223,6 +225,15 @@ class _Build:
             raise disk.damaged(self.directory, f"{self.old.name} cannot be read") from error
         finally:
             db.close()
+
+    def _choose_ocr(self) -> None:
+        """OCR as asked for, else as before; where it is new, what could not be read is tried again."""
+        before = self.manifest is not None and self.manifest.ocr
+        if self.ocr is None:
+            self.ocr = before
+        if self.ocr and not before:
+            for row in self.files.values():
+                row.again = row.again or bool(row.error)
 
     def _roots_stay(self, plan: Plan) -> bool:
         manifest = self.manifest
@@ -381,6 +392,7 @@ class _Build:
             roots=[],
             built_at=self.began,
             removed=plan.removed,
+            ocr=bool(self.ocr),
             files=files,
             files_failed=failed,
             chunks=chunks,

@@ -63,7 +63,7 @@ def _build_options(build: argparse.ArgumentParser) -> None:
         "--no-ignore", action="store_true", default=None, help="read also what .gitignore and .ragignore name"
     )
     build.add_argument("--chunk-tokens", type=_tokens, metavar="N", help="most tokens in a passage (default: 128)")
-    build.add_argument("--ocr", action="store_true", help="read scanned PDFs (needs the extra: pip install '.[ocr]')")
+    build.add_argument("--ocr", action="store_true", default=None, help="read scanned PDFs (needs the extra: pip install '.[ocr]')")
     build.add_argument("--strict", action="store_true", help="exit code 1 when a document cannot be read")
     build.add_argument("--watch", action="store_true", help="stay, and build again when files change")
 
