@@ -236,8 +236,9 @@ class _Build:
                 row.again = row.again or bool(row.error)
 
     def _roots_stay(self, plan: Plan) -> bool:
+        wanted = _listed(plan), plan.removed, bool(self.ocr)
         manifest = self.manifest
-        return manifest is not None and manifest.roots == _listed(plan) and manifest.removed == plan.removed
+        return manifest is not None and (manifest.roots, manifest.removed, manifest.ocr) == wanted
 
     def _told(self, plan: Plan, reads: Iterator[Read], anew: bool) -> Iterator[Read]:
         """What was read, without the documents that cannot be opened: what cannot today may tomorrow."""
