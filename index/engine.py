@@ -230,7 +230,8 @@ class Index:
             rows, cosines = self._vectors.search(vector, wanted, allowed)
             return _Ranked(rows, cosines, cosines, None)
         with self._read():
-            bm25 = self._lexical.scores(self._lexical.term_ids(query))
+            term_ids = self._lexical.term_ids(query)
+        bm25 = self._lexical.scores(term_ids)
         if allowed is not None:
             bm25 *= allowed
         best = _top(bm25, wanted)
