@@ -378,6 +378,13 @@ def test_strange_ignore_files_do_not_stop_a_scan(tmp_path: Path, content: bytes)
     assert names(look(tmp_path), tmp_path) == ["b.md"]
 
 
+def test_a_pattern_of_many_stars_takes_no_time(tmp_path: Path) -> None:
+    """Naively, this takes longer than the universe has existed."""
+    docs = tree(tmp_path, "a" * 200 + ".md", "b" + "a" * 200 + "b.md")
+    write(docs / ".gitignore", "*a" * 60 + "*b.md\n" + "[ab]*?" * 30 + "z\n")
+    assert names(look(docs), docs) == ["a" * 200 + ".md"]
+
+
 def test_an_ignore_file_that_no_person_wrote_is_not_read(tmp_path: Path) -> None:
     (tree(tmp_path, "a.md") / ".gitignore").write_bytes(b"a.md\n" * 300_000)
     assert names(look(tmp_path), tmp_path) == ["a.md"]
@@ -385,6 +392,9 @@ def test_an_ignore_file_that_no_person_wrote_is_not_read(tmp_path: Path) -> None
 
 # Not "a**": git strips the literal beginning before it compares, and so reads a**/b as a and **/b.
 PARTS = [
+    "*a*b*",
+    "?*.*",
+    "*[ab]*?",
     "a",
     "b",
     "ab",
