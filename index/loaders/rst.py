@@ -16,6 +16,7 @@ COMMENT = re.compile(r"\.\.(?:[^\S\n]+(?!\[|_|\||[\w:+.-]+::).*)?$", re.MULTILIN
 CODE = re.compile(
     r"\.\. (?:code-block|code|sourcecode|parsed-literal|testcode|doctest|prompt|literalinclude|productionlist)::|>>> "
 )
+DIRECTIVE = re.compile(r"\.\. [\w:+.-]+::")
 MARKUP = re.compile(
     r":[\w:.+-]+:`(?:([^`<]*?)\s*<[^`]*>|[~!]?([^`]*))`|`([^`<]*?)\s*<[^`]*>`_+|``([^`]*)``|[*`]+([^*`]+)[*`]+_*"
 )
@@ -46,7 +47,8 @@ def _blocks(text: str) -> Iterator[Block]:
             continue
         literal_below = -1
         yield from _paragraph(text, start, end, indent, levels)
-        if text[start:end].endswith("::") or CODE.match(text, start):
+        literal = text.endswith("::", start, end) and not DIRECTIVE.match(text, start)
+        if literal or CODE.match(text, start):
             literal_below = indent
 
 

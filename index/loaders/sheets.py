@@ -1,6 +1,7 @@
 """Spreadsheets (xlsx, xlsm, xlsb, xls, ods): a heading and a table a sheet, values as they were last computed."""
 
 import io
+import re
 from typing import Any
 
 from index.document import Document
@@ -10,6 +11,8 @@ from index.loaders.builder import Builder, as_text
 from index.loaders.source import Source
 
 MAX_CELLS = 20_000_000
+LAST_ROW = re.compile(rb'<row [^>]*?\br="(\d{1,7})"')
+REFERENCE = re.compile(rb'<c [^>]*?\br="([A-Z]{1,3})\d')
 
 
 def load_sheets(source: Source) -> list[Document]:
@@ -19,6 +22,7 @@ def load_sheets(source: Source) -> list[Document]:
     title = ""
     if source.data.startswith(b"PK"):
         archive = Archive(source.data)  # looks for bombs too
+        _check_spans(archive)
         title = archive.title()
     builder = Builder()
     try:
@@ -36,6 +40,22 @@ def load_sheets(source: Source) -> list[Document]:
     return [builder.document(title)]
 
 
+def _check_spans(archive: Archive) -> None:
+    """Calamine makes room for all cells from a sheet's first to its last, and ends the process if it cannot."""
+    for name in archive.names:
+        if not name.startswith("xl/worksheets/") or not name.endswith(".xml"):
+            continue
+        data = archive.read(name)
+        last = LAST_ROW.match(data, data.rfind(b"<row "))
+        height = int(last[1]) if last else 0
+        if height * 16_384 < MAX_CELLS:  # columns that a sheet can have
+            continue
+        columns = {match[1] for match in REFERENCE.finditer(data)}
+        width = max((sum((c - 64) * 26**n for n, c in enumerate(reversed(column))) for column in columns), default=0)
+        if height * width > MAX_CELLS:
+            raise LoadError(f"a sheet spans {height * width:,} cells, more than the {MAX_CELLS:,} that one may")
+
+
 def _add_sheet(builder: Builder, source: Source, book: Any, name: str) -> None:
     from python_calamine import CalamineError
 
@@ -44,9 +64,6 @@ def _add_sheet(builder: Builder, source: Source, book: Any, name: str) -> None:
     except CalamineError:
         source.warnings.append(f"sheet '{name}' cannot be read")  # a chart, or damaged
         return
-    height, width = sheet.total_height, sheet.total_width
-    if height * width > MAX_CELLS:
-        raise LoadError(f"sheet '{name}' spans {height * width:,} cells, more than the {MAX_CELLS:,} that a sheet may")
     rows = [[as_text(value) for value in row] for row in sheet.to_python()]
     rows = [row for row in rows if any(row)]
     if rows:

@@ -17,28 +17,29 @@ ENCODINGS = (
 
 
 def decode(data: bytes) -> str:
-    """Text of unknown encoding with newlines as `\\n`: by byte order mark, as UTF-8, then by detection."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = data.decode("utf-16", errors="replace")
+    """Text of unknown encoding with newlines as `\\n`: UTF-16 by its mark or look, else UTF-8, else by detection."""
+    if wide := _wide(data):
+        text = data.decode(wide, errors="replace")
         if _share(text, "Cn", "Co", "Cs") > 0.02:  # any bytes at all are UTF-16, of characters that nobody writes
             raise LoadError("the content is binary, not text")
     else:
-        text = _unmarked(data)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = _nearly_utf8(data) or _detected(data)
     if "\0" in text or _share(text, "Cc") > 0.02:
         raise LoadError("the content is binary, not text")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _unmarked(data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return _nearly_utf8(data) or _detected(data)
-    if "\0" in text[:2000]:
-        zeros = data[:2000:2].count(0), data[1:2000:2].count(0)
-        if min(zeros) == 0 and max(zeros) > len(data[:2000]) // 5:  # Western text in two bytes a letter
-            return data.decode("utf-16-be" if zeros[0] else "utf-16-le", errors="replace")
-    return text
+def _wide(data: bytes) -> str:
+    """The kind of UTF-16 that it is; empty for none."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    high, low = data[:2000:2].count(0), data[1:2000:2].count(0)
+    if min(high, low) == 0 and max(high, low) > len(data[:2000]) // 5:  # Western text in two bytes a letter
+        return "utf-16-be" if high else "utf-16-le"
+    return ""
 
 
 def _nearly_utf8(data: bytes) -> str:
