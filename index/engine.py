@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -66,12 +66,12 @@ class Hit:
     """Similarity of query and passage, -1 to 1; None in a lexical search."""
     bm25: float | None = None
     """0 or more; None in a dense search."""
-    also: tuple[str, ...] = ()
+    also: list[str] = field(default_factory=list)
     """Other documents that hold the same passage, or nearly."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**asdict(self), "also": list(self.also)}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ class Index:
             if original is not None:
                 sources = dict.fromkeys((*hits[original].also, hit.source, *hit.also))
                 sources.pop(hits[original].source, None)
-                hits[original] = replace(hits[original], also=tuple(sources))
+                hits[original] = replace(hits[original], also=list(sources))
                 continue
             if len(hits) == k:
                 break
@@ -383,7 +383,7 @@ class Index:
             chunk_id, path, record, *rest = places[0]
         sources = dict.fromkeys(source_of(place[1], place[2]) for place in places)
         source, *also = sources
-        return Hit(0, 0.0, chunk_id, source, *rest, also=tuple(also))
+        return Hit(0, 0.0, chunk_id, source, *rest, also=also)
 
     def _expanded(self, hit: Hit, neighbours: int) -> Hit:
         """A hit with the passages beside it, as far as nothing but blanks stands between."""

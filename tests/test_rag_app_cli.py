@@ -72,8 +72,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 def snapshot(*folders: Path) -> dict[str, str]:
-    """Every file below, with its digest, and every folder."""
+    """Every file below, with its digest, and every folder; but not what was measured of the machine and the encoder."""
     paths = [path for folder in folders for path in [folder, *sorted(folder.rglob("*"))] if path.exists()]
+    paths = [path for path in paths if path.name != "measured.json"]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder" for path in paths}
 
 
@@ -102,6 +103,7 @@ def test_json_is_one_object_with_verbatim_quotes(home: Path, run: Any) -> None:
     assert 0 < given["usage"]["completion_tokens"] <= 24 < given["usage"]["prompt_tokens"]
     assert set(given["timings"]) == {"load_ms", "retrieve_ms", "first_token_ms", "total_ms"}
     hit_keys = {"rank", "score", "chunk_id", "source", "page", "heading", "start", "end", "text"}
+    hit_keys |= {"cosine", "bm25", "also"}
     assert [set(hit) for hit in given["hits"]] == [hit_keys] * len(given["hits"])
     assert given["citations"]
     for citation in given["citations"]:
@@ -154,6 +156,14 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
     path.write_bytes(change(path.read_bytes()))
 
 
+def rewrite_manifest(home: Path, change: Callable[[bytes], bytes]) -> None:
+    """With the hash that the pointer has of it."""
+    manifest = generation(home) / "manifest.json"
+    rewritten(manifest, change)
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    (home / "index" / "CURRENT").write_text(f"{generation(home).name} {digest}\n", "utf-8")
+
+
 def other_encoder(manifest: bytes) -> bytes:
     changed = json.loads(manifest)
     changed["encoder"] = {**changed["encoder"], "name": "bge-small", "fingerprint": "0123456789abcdef"}
@@ -182,11 +192,11 @@ BROKEN_INDEXES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "cut chunks": (
         lambda home: rewritten(generation(home) / "chunks.sqlite3", lambda data: data[: len(data) // 2]),
-        r"is damaged: .*chunks\.sqlite3 is missing or cut.*Run: rag-index build --rebuild",
+        r"is damaged: .*chunks\.sqlite3 is cut.*Run: rag-index build --rebuild",
     ),
     "overwritten chunks": (
         lambda home: rewritten(generation(home) / "chunks.sqlite3", lambda data: b"x" * len(data)),
-        r"is damaged: .*chunks\.sqlite3 is not a database.*Run: rag-index build --rebuild",
+        r"is damaged: .*chunks\.sqlite3 has changed.*Run: rag-index build --rebuild",
     ),
     "overwritten vectors": (
         lambda home: rewritten(generation(home) / "vectors.faiss", lambda data: b"x" * len(data)),
@@ -194,16 +204,16 @@ BROKEN_INDEXES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "missing vectors": (
         lambda home: (generation(home) / "vectors.faiss").unlink(),
-        r"is damaged: .*vectors\.faiss is missing or cut.*Run: rag-index build --rebuild",
+        r"is damaged: .*vectors\.faiss is missing.*Run: rag-index build --rebuild",
     ),
     "newer schema": (
         lambda home: rewritten(
-            generation(home) / "manifest.json", lambda data: data.replace(b'"schema": 1', b'"schema": 99')
+            generation(home) / "manifest.json", lambda data: data.replace(b'"schema": 2', b'"schema": 99')
         ),
-        r"has schema 99, this program reads 1: update the program",
+        r"has schema 99, this program reads 2: update the program",
     ),
     "another encoder": (
-        lambda home: rewritten(generation(home) / "manifest.json", other_encoder),
+        lambda home: rewrite_manifest(home, other_encoder),
         r"built with 'bge-small' .* is 'all-MiniLM-L6-v2' .*Run: rag-index build --rebuild",
     ),
 }
