@@ -113,7 +113,7 @@ def build(
 
 
 def remove(paths: Iterable[str | Path], directory: str | Path | None = None) -> BuildReport:
-    """Takes the documents at or below `paths` out of the index, and keeps them out until they are named to a build.
+    """Takes the documents at or below `paths` out of the index, and keeps them out until a build names one of them.
 
     Raises:
         NoDocuments: the index holds none below one of the paths.
@@ -274,6 +274,7 @@ class _Build:
                 draft.close()
             manifest.roots = _listed(plan) if roots is None else roots
             final = disk.publish(folder, manifest)
+            self.progress("writing", 1, 1)
         except sqlite3.OperationalError as error:  # SQLite's word for a full disk
             raise OSError(f"the index at '{self.directory}' cannot be written ({error})") from error
         except sqlite3.DatabaseError as error:
@@ -299,11 +300,12 @@ class _Build:
     def _read(self, draft: Draft, plan: Plan, reads: Iterator[Read]) -> None:
         self._warm_up()
         self._take_out(draft, plan)
+        for row in plan.touched:
+            draft.touch(row)
         for read in reads:
             draft.remove(str(read.path))
             self._add(draft, read)
-        files, failed, _ = draft.counts()
-        if files == failed and not plan.gone:
+        if not (self.report.files_indexed or self.report.files_unchanged or plan.gone):
             raise NoDocuments(self._all_failed(plan))
 
     def _warm_up(self) -> None:

@@ -29,7 +29,9 @@ except ImportError:  # Windows: what keeps an old generation there is that open 
 
 SCHEMA = 2
 POINTER, MANIFEST = "CURRENT", "manifest.json"
-NAME = re.compile(r"gen-(\d{6,})")
+NAME = re.compile(r"gen-([0-9]{6,})")
+POINTED = re.compile(r"(gen-[0-9]{6,})(?: ([0-9a-f]{64}))?\n")
+"""Without a hash in schema 1."""
 KEPT = 2
 """Generations left on disk after a build: the current one, and the last, whose vectors a change of mind can use."""
 HEAD = 1 << 16
@@ -87,17 +89,17 @@ def pointed_to(directory: Path) -> tuple[Path, str]:
     """The generation that the pointer names, and its manifest's SHA-256."""
     line = _pointer(directory)
     while True:
-        name, _, digest = line.partition(" ")
-        if NAME.fullmatch(name) and (directory / name).is_dir():
-            return directory / name, digest
+        found = POINTED.fullmatch(line)
+        if found and (directory / found[1]).is_dir():
+            return directory / found[1], found[2] or ""
         before, line = line, _pointer(directory)
         if line == before:  # else builds have replaced it between the two looks
-            raise damaged(directory, f"its pointer names {name[:40]!r}, which is not there")
+            raise damaged(directory, f"its pointer names {(found[1] if found else line[:40])!r}, which is not there")
 
 
 def _pointer(directory: Path) -> str:
     try:
-        return (directory / POINTER).read_text("utf-8", errors="replace").strip()
+        return (directory / POINTER).read_text("utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         raise NoIndex(
             f"there is no index at '{directory}'. Run: rag-index build FOLDER" + _index_option(directory)
@@ -147,9 +149,13 @@ def read_manifest(generation: Path, digest: str) -> Manifest:
         )
     if hashlib.sha256(data).hexdigest() != digest:
         raise damaged(directory, f"{where} is not the one that was written")
-    parts = {name: Part(**part) for name, part in raw.pop("parts").items()}
-    manifest = Manifest(parts=parts, **raw)
-    whole = sum(part.bytes for part in parts.values()) <= HASHED_AT_OPENING
+    try:
+        parts = {name: Part(**part) for name, part in raw.pop("parts").items()}
+        manifest = Manifest(parts=parts, **raw)
+        whole = sum(part.bytes for part in parts.values()) <= HASHED_AT_OPENING
+        int(manifest.encoder["dimension"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(directory, f"{where} does not have its form ({type(error).__name__})") from error
     for name, part in parts.items():
         if error := _wrong(generation / name, part, whole):
             raise damaged(directory, f"{generation.name}/{name} {error}")
@@ -233,9 +239,9 @@ def _part(path: Path) -> Part:
 def remove_old(directory: Path, kept: int) -> int:
     """Removes all but the newest `kept` generations, and none that somebody reads; returns the bytes freed."""
     freed = 0
-    now = current(directory)
-    for _, old in sorted(_generations(directory))[:-kept]:
-        if old != now and _lock_to_remove(old):
+    older = others(current(directory))  # also newer ones, of builds that were killed before they moved the pointer
+    for old in older[kept - 1 :]:
+        if _lock_to_remove(old):
             freed += sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
             shutil.rmtree(old, ignore_errors=True)
     return freed

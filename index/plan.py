@@ -1,7 +1,7 @@
 """What a build has to do: which roots, which files are new, changed or gone. Reads no document but those in doubt."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Plan:
     gone: list[str] = field(default_factory=list)
     """Documents of the index that are there no more."""
     unchanged: list[FileRow] = field(default_factory=list)
+    touched: list[FileRow] = field(default_factory=list)
+    """Those of the unchanged ones that have another time than when they were read, which stands in the row now."""
 
     def roots_as_json(self) -> list[dict[str, Any]]:
         """For the manifest."""
@@ -80,7 +82,9 @@ def make_plan(
         NoDocuments: no path is known, or one does not exist.
     """
     earlier = roots_of(manifest)
-    given = {root.path: root for path in wish.paths for root in [wish.root(_absolute(path), earlier.get(_absolute(path)))]}
+    given = {
+        root.path: root for path in wish.paths for root in [wish.root(_absolute(path), earlier.get(_absolute(path)))]
+    }
     if not given:
         given = {path: wish.root(path, root) for path, root in earlier.items()}
         _drop_vanished(given, old)
@@ -88,23 +92,21 @@ def make_plan(
         raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
     looked_at = dict(given)
     for path, root in earlier.items():
+        if path not in given and everything and not path.exists():
+            raise _vanished(path)  # what cannot be cut anew would be lost
         if path not in given and (everything or _below(path, given)) and path.exists():
             looked_at[path] = root
     found = scan(looked_at.values(), wish.known, leave_out)
-    removed = [path for path in (manifest.removed if manifest else []) if not _below(Path(path), wish_paths(wish))]
-    for path in [path for path in found.files if _below(path, map(Path, removed))]:
-        del found.files[path]
-        found.skipped.append((path, "taken out by rm"))
+    if everything and found.unreadable:
+        raise NoDocuments(f"'{shown(str(found.unreadable[0]))}' cannot be listed: check its permissions")
+    named = {str(_absolute(path)) for path in wish.paths}
+    removed = [path for path in (manifest.removed if manifest else []) if path not in named]
+    _pass_over(found, removed)
     kept = {path: root for path, root in earlier.items() if path not in looked_at and wish.paths}
     plan = Plan([*kept.values(), *looked_at.values()], removed, found)
     plan.roots.sort(key=lambda root: str(root.path))
     _compare(plan, manifest, old)
     return plan
-
-
-def wish_paths(wish: Wish) -> list[Path]:
-    """The paths asked for, absolute."""
-    return [_absolute(path) for path in wish.paths]
 
 
 def _absolute(path: Path) -> Path:
@@ -115,10 +117,24 @@ def _drop_vanished(given: dict[Path, Root], old: dict[str, FileRow]) -> None:
     """Forgets files that were named themselves and are gone; a folder that is gone may only be unmounted."""
     for path in [path for path in given if not path.exists()]:
         if str(path) not in old:
-            raise NoDocuments(
-                f"'{path}' does not exist: mount it, or take it out of the index by: rag-index rm {shown(str(path))}"
-            )
+            raise _vanished(path)
         del given[path]
+
+
+def _vanished(root: Path) -> NoDocuments:
+    return NoDocuments(
+        f"'{root}' does not exist: mount it, or take it out of the index by: rag-index rm {shown(str(root))}"
+    )
+
+
+def _pass_over(found: Scan, removed: Sequence[str]) -> None:
+    """Leaves out what lies below a removed path, but for what has been named since: a root at or below that path."""
+    for out in removed:
+        named_since = [str(root.path) for root in found.roots if _starts(str(root.path), [out])]
+        for path in [path for path in found.files if _starts(str(path), [out])]:
+            if not _starts(str(path), named_since):
+                del found.files[path]
+                found.skipped.append((path, "taken out by rm"))
 
 
 def _below(path: Path, roots: Iterable[Path]) -> bool:
@@ -140,6 +156,9 @@ def _compare(plan: Plan, manifest: Manifest | None, old: dict[str, FileRow]) -> 
         row = old.get(str(path))
         if row and _unchanged(path, row, plan.found, built_at):
             plan.unchanged.append(row)
+            if row.mtime_ns != plan.found.files[path].st_mtime_ns:
+                row.mtime_ns = plan.found.files[path].st_mtime_ns
+                plan.touched.append(row)
         else:
             plan.read.append(path)
 

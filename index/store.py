@@ -163,6 +163,10 @@ class Draft:
         for record, pages in words:
             self._words(number, record, pages)
 
+    def touch(self, file: FileRow) -> None:
+        """Notes another time of a file whose content is the same, so that it is not looked into for it again."""
+        self.db.execute("UPDATE files SET mtime_ns = ? WHERE path = ?", (file.mtime_ns, file.path))
+
     def _chunk(self, path: str, file: int | None, placed: Placed) -> tuple[Any, ...]:
         chunk = placed.chunk
         digest = hashlib.sha256(chunk.text.encode()).hexdigest()
