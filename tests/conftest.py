@@ -1,6 +1,7 @@
 """What the tests share: no network, no home of the user's, tiny fakes, and one small real index."""
 
 import hashlib
+import json
 import os
 import re
 import runpy
@@ -115,3 +116,22 @@ def real_index(facts: Path, real_encoder: Any, tmp_path_factory: pytest.TempPath
 
 def copy_of(directory: Path, to: Path) -> Path:
     return Path(shutil.copytree(directory, to))
+
+
+def point(directory: Path) -> None:
+    """Makes the pointer vouch for the manifest as it is now."""
+    name = (directory / "CURRENT").read_text().split()[0]
+    digest = hashlib.sha256((directory / name / "manifest.json").read_bytes()).hexdigest()
+    (directory / "CURRENT").write_text(f"{name} {digest}\n")
+
+
+def sign(directory: Path) -> None:
+    """Makes manifest and pointer vouch for the current generation as it is now, however wrong that is."""
+    generation = directory / (directory / "CURRENT").read_text().split()[0]
+    manifest = json.loads((generation / "manifest.json").read_text())
+    for name, part in manifest["parts"].items():
+        data = (generation / name).read_bytes()
+        part["bytes"], part["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+        part["head"] = hashlib.sha256(data[: 1 << 16]).hexdigest()
+    (generation / "manifest.json").write_text(json.dumps(manifest))
+    point(directory)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from index import (
     build,
 )
 from index import generation as disk
-from index.build import PENDING
+from index.build import PENDING, remove
+from index.maintain import verify
 from index.pending import Pending
+from index.store import FileRow, encoded, open_read_only, read_files
+from index.vectors import Vectors
 from tests.conftest import ROOT, WordEncoder
 
 HOUR = 3600 * 10**9
@@ -51,7 +55,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Content and time of every file and folder below; not of the lock, nor the time of the index folder it is in."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.name == "lock":
+        if path.name in ("lock", "builder"):
             continue
         data = b"" if path.is_dir() else path.read_bytes()
         of_an_index = path.is_dir() and (path / disk.POINTER).exists()
@@ -60,17 +64,24 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def contents(directory: Path, encoder: WordEncoder) -> dict[str, Any]:
-    """Every passage of an index, by its id, as it stands on disk; asserts that each has the vector of its words."""
-    assert Index.open(directory, encoder).search("okapi", 1)
-    generation = disk.current(directory)
-    faiss_index = disk.read_vectors(generation)
-    vectors = disk.flat_vectors(faiss_index)
-    with disk.open_chunks(generation) as db:
-        rows = db.execute("SELECT id, chunk_id, source, page, heading, start, end, text FROM chunks").fetchall()
-    assert [row[0] for row in rows] == list(range(len(vectors)))
-    assert np.allclose(vectors, encoder.encode([f"{row[4]}\n{row[7]}" for row in rows]), atol=1e-6)
-    del encoder.encoded[-len(rows) :]
-    return {row[1]: row[2:] for row in rows}
+    """Every chunk of an index, by its id, as it stands on disk; asserts that each has the vector of its words."""
+    with Index.open(directory, encoder) as index:
+        assert index.search("okapi", 1)
+    assert verify(directory)[1] == []
+    with closing(open_read_only(disk.current(directory))) as db:
+        passages = db.execute("SELECT context, text FROM passages ORDER BY row").fetchall()
+        sql = "SELECT chunk_id, path, record, page, heading, start, end, text FROM chunks JOIN passages USING (row) "
+        rows = db.execute(sql + "JOIN files ON file = files.id").fetchall()
+    vectors = Vectors(disk.current(directory)).get(np.arange(len(passages)))
+    assert np.allclose(vectors, encoder.encode([encoded(*passage) for passage in passages]), atol=1e-3)
+    del encoder.encoded[-len(passages) :]
+    return {row[0]: row[1:] for row in rows}
+
+
+def files_in(directory: Path) -> dict[str, FileRow]:
+    """What the index knows of each file, by the file's name."""
+    with closing(open_read_only(disk.current(directory))) as db:
+        return {Path(path).name: row for path, row in read_files(db).items()}
 
 
 def texts_in(directory: Path, encoder: WordEncoder) -> list[str]:
@@ -83,8 +94,8 @@ def found_by(query: str, directory: Path, encoder: WordEncoder) -> tuple[str, st
 
 
 def left_in(directory: Path) -> set[str]:
-    """What stands in an index folder, its lock aside (on some systems it goes with the build)."""
-    return {path.name for path in directory.iterdir()} - {"lock"}
+    """What stands in an index folder, its lock aside."""
+    return {path.name for path in directory.iterdir()} - {"lock", "builder"}
 
 
 def sections(number: int, word: str = "word") -> str:
@@ -119,12 +130,13 @@ def test_the_first_build(docs: Path, where: Path, encoder: WordEncoder) -> None:
         "files_removed": 0,
         "files_failed": [],
         "files_skipped": [],
+        "warnings": [],
         "chunks": 3,
         "chunks_encoded": 3,
         "seconds": 0,
     }
     assert left_in(where) == {"CURRENT", "gen-000001"}
-    assert left_in(where / "gen-000001") == {"manifest.json", "vectors.faiss", "chunks.sqlite3"}
+    assert left_in(where / "gen-000001") == {"manifest.json", "vectors.faiss", "chunks.sqlite3", "bm25"}
     assert found_by("okapi rainforest", where, encoder) == (
         "okapi.md",
         "# Okapi\n\nThe okapi lives in the Ituri rainforest.",
@@ -135,15 +147,16 @@ def test_the_first_build(docs: Path, where: Path, encoder: WordEncoder) -> None:
 def test_the_manifest_says_what_was_built(docs: Path, where: Path, encoder: WordEncoder) -> None:
     write(docs / "broken.pdf", b"no PDF")
     build([docs], where, encoder=encoder)
-    manifest = disk.read_manifest(disk.current(where))
+    manifest = disk.read_manifest(*disk.pointed_to(where))
     assert manifest.encoder == {"name": "words", "dimension": 64, "fingerprint": "words"}
-    assert (manifest.precision, manifest.chunker, manifest.schema) == ("fp32", ChunkSettings().as_dict(), 1)
-    assert manifest.roots == [str(docs)]
-    rows = {Path(source).name: row for source, row in manifest.files.items()}
+    assert (manifest.precision, manifest.chunker, manifest.schema) == ("fp32", ChunkSettings().as_dict(), 2)
+    assert [root["path"] for root in manifest.roots] == [str(docs)]
+    assert (manifest.files, manifest.files_failed, manifest.chunks, manifest.passages) == (4, 1, 3, 3)
+    rows = files_in(where)
     assert rows["okapi.md"].chunks == 1 and rows["okapi.md"].title == "Okapi" and not rows["okapi.md"].error
     assert rows["broken.pdf"].chunks == 0 and rows["broken.pdf"].error == "the content is not a PDF"
-    for source, row in manifest.files.items():
-        stat = Path(source).stat()
+    for row in rows.values():
+        stat = Path(row.path).stat()
         assert (row.size, row.mtime_ns, len(row.sha256)) == (stat.st_size, stat.st_mtime_ns, 64)
 
 
@@ -178,8 +191,8 @@ def test_progress_runs_to_the_end_of_each_stage(docs: Path, where: Path, encoder
     calls: list[tuple[str, int, int]] = []
     build([docs], where, encoder=encoder, progress=lambda *call: calls.append(call))
     stages = [stage for stage, _, _ in calls]
-    assert stages == sorted(stages, reverse=True) and set(stages) == {"reading", "encoding"}
-    for stage, total in (("reading", 4), ("encoding", 303)):
+    assert list(dict.fromkeys(stages)) == ["reading", "encoding", "writing"]
+    for stage, total in (("reading", 4), ("encoding", 303), ("writing", 1)):
         done = [(number, of) for name, number, of in calls if name == stage]
         assert done == sorted(done) and done[-1] == (total, total) and {of for _, of in done} == {total}
 
@@ -209,7 +222,7 @@ def test_an_added_file_is_found(docs: Path, where: Path, encoder: WordEncoder) -
     write(docs / "wombat.txt", "The wombat digs.")
     report = build([docs], where, encoder=encoder)
     assert (report.files_seen, report.files_indexed, report.files_unchanged, report.chunks) == (4, 1, 3, 4)
-    assert encoder.encoded == ["wombat\nThe wombat digs."]
+    assert encoder.encoded == ["The wombat digs."]
     assert found_by("wombat", where, encoder) == ("wombat.txt", "The wombat digs.")
 
 
@@ -232,8 +245,7 @@ def test_a_touched_file_is_unchanged(docs: Path, where: Path, encoder: WordEncod
     write(docs / "new.txt", "a reason for a new generation")
     report = build([docs], where, encoder=encoder)
     assert (report.generation, report.files_unchanged, report.files_indexed) == ("gen-000002", 3, 1)
-    row = disk.read_manifest(disk.current(where)).files[str(docs / "okapi.md")]
-    assert row.mtime_ns == (docs / "okapi.md").stat().st_mtime_ns  # not to be read for it again
+    assert files_in(where)["okapi.md"].mtime_ns == (docs / "okapi.md").stat().st_mtime_ns  # not to be read for it again
 
 
 def test_a_moved_file_is_not_encoded_again(docs: Path, where: Path, encoder: WordEncoder) -> None:
@@ -318,7 +330,7 @@ def test_builds_of_several_folders_add_up(docs: Path, where: Path, encoder: Word
     encoder.encoded.clear()
     report = build([other], where, encoder=encoder)
     assert (report.files_seen, report.files_indexed, report.files_removed, report.chunks) == (1, 1, 0, 4)
-    assert encoder.encoded == ["wombat\nThe wombat digs."]
+    assert encoder.encoded == ["The wombat digs."]
     assert Index.open(where).status()["roots"] == [str(docs), str(other)]
     assert found_by("okapi", where, encoder)[0] == "okapi.md"
 
@@ -366,10 +378,10 @@ def test_a_folder_given_twice_counts_once(docs: Path, where: Path, encoder: Word
 def test_a_file_of_unknown_format_that_is_named_fails_and_says_so(
     docs: Path, where: Path, encoder: WordEncoder
 ) -> None:
-    named = write(docs / "table.csv", "a,b")
+    named = write(docs / "table.xyz", "a,b")
     report = build([docs / "okapi.md", named], where, encoder=encoder)
     assert [failed["path"] for failed in report.files_failed] == [str(named)]
-    assert "'.csv' are not read" in report.files_failed[0]["error"]
+    assert "'.xyz' are not read" in report.files_failed[0]["error"]
     assert report.files_skipped == []
 
 
@@ -432,34 +444,165 @@ def test_a_file_without_read_permission_is_tried_again(docs: Path, where: Path, 
     assert (report.files_failed, report.files_indexed, report.files_unchanged) == ([], 1, 2)
 
 
-def test_a_file_that_the_system_does_not_give_is_tried_again(
+def refuse(path: Path) -> None:
+    """Makes a file that exists and cannot be read, for root neither."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("/proc/self/mem")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+UNREADABLE = "cannot be opened (Input/output error)"
+
+
+@needs_proc
+def test_a_new_file_that_the_system_does_not_give_is_tried_again(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    named = docs.parent / "named.md"
+    refuse(named)
+    failed = [{"path": str(named), "error": UNREADABLE}]
+    report = build([docs, named], where, encoder=encoder)
+    assert (report.files_failed, report.files_indexed, report.chunks) == (failed, 3, 3)
+    report = build([], where, encoder=never)  # tried, in vain: no new generation for that
+    assert (report.generation, report.files_failed, report.files_unchanged) == ("gen-000001", failed, 3)
+    assert Index.open(where).status()["files_failed"] == failed
+    named.unlink()
+    write(named, "The wombat digs.")
+    report = build([], where, encoder=encoder)
+    assert (report.files_failed, report.files_indexed, report.files_unchanged) == ([], 1, 3)
+    assert found_by("wombat", where, encoder)[0] == "named.md"
+
+
+@needs_proc
+def test_a_file_that_cannot_be_opened_any_more_keeps_what_the_index_has_of_it(
+    docs: Path, where: Path, encoder: WordEncoder
+) -> None:
+    named = write(docs.parent / "named.md", "The wombat digs.")
+    build([docs, named], where, encoder=encoder)
+    refuse(named)
+    failed = [{"path": str(named), "error": UNREADABLE}]
+    report = build([], where, encoder=never)
+    assert (report.generation, report.files_failed, report.files_unchanged) == ("gen-000001", failed, 3)
+    write(docs / "new.md", "# New\n\nwords\n")
+    report = build([], where, encoder=encoder)
+    assert (report.generation, report.files_failed, report.files_removed) == ("gen-000002", failed, 0)
+    assert found_by("wombat", where, encoder) == ("named.md", "The wombat digs.")
+    named.unlink()
+    write(named, "The jaguar swims.")
+    assert build([], where, encoder=encoder).files_failed == []
+    assert "The jaguar swims." in texts_in(where, encoder)
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_documents(
     docs: Path, where: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Path.read_bytes
+    build([docs], where, encoder=encoder)
+    scandir = os.scandir
 
-    def fails(path: Path) -> bytes:
-        if path.name == "okapi.md":
-            raise OSError(errno.EIO, "Input/output error", str(path))
-        return read(path)
+    def refuses(path: Any) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
 
+    (docs / "axolotl.txt").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fails)
+        patch.setattr(os, "scandir", refuses)
         report = build([docs], where, encoder=encoder)
-        assert report.files_failed == [
-            {"path": str(docs / "okapi.md"), "error": "cannot be opened (Input/output error)"}
-        ]
-        assert report.chunks == 2
-    report = build([docs], where, encoder=encoder)
-    assert (report.files_failed, report.files_indexed, report.files_unchanged) == ([], 1, 2)
-    assert found_by("okapi", where, encoder)[0] == "okapi.md"
+    assert (report.files_removed, report.chunks) == (1, 2)
+    assert found_by("allowance", where, encoder)[0] == "lunch.html"
+    shutil.rmtree(docs / "deep")
+    assert build([docs], where, encoder=encoder).files_removed == 1
+
+
+def test_a_folder_that_vanished_may_be_unmounted_and_says_so(
+    docs: Path, where: Path, encoder: WordEncoder, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other" / "wombat.txt", "The wombat digs.").parent
+    build([docs, other], where, encoder=encoder)
+    shutil.rmtree(other)
+    before = snapshot(where)
+    with pytest.raises(NoDocuments) as raised:
+        build([], where, encoder=encoder)
+    assert str(raised.value) == (
+        f"'{other}' does not exist: mount it, or take it out of the index by: rag-index rm {other}"
+    )
+    assert snapshot(where) == before
+    assert build([docs], where, encoder=encoder).files_removed == 0  # the others can still be brought up to date
+    with pytest.raises(NoDocuments, match=f"'{other}' does not exist"):  # cut anew without it, it would be lost
+        build([docs], where, encoder=encoder, settings=ChunkSettings(64))
+    remove([other], where)
+    assert build([], where, encoder=encoder).files_unchanged == 3
+    assert not any("wombat" in text for text in texts_in(where, encoder))
+
+
+def test_a_single_file_that_vanished_leaves(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    build([docs / "okapi.md", docs / "axolotl.txt"], where, encoder=encoder)
+    (docs / "okapi.md").unlink()
+    report = build([], where, encoder=encoder)
+    assert (report.files_removed, report.files_unchanged, report.chunks) == (1, 1, 1)
+    assert Index.open(where).status()["roots"] == [str(docs / "axolotl.txt")]
+    (docs / "axolotl.txt").unlink()
+    with pytest.raises(NoDocuments, match="nothing would be left in the index"):
+        build([], where, encoder=encoder)
+
+
+# --- taken out
+
+
+def test_what_is_taken_out_stays_out_until_it_is_named(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    build([docs], where, encoder=encoder)
+    report = remove([docs / "okapi.md", docs / "deep"], where)
+    assert (report.generation, report.files_removed, report.chunks) == ("gen-000002", 2, 1)
+    assert texts_in(where, encoder) == ["The axolotl keeps its gills for life."]
+    status = Index.open(where).status()
+    assert status["removed"] == [str(docs / "deep"), str(docs / "okapi.md")]
+    write(docs / "deep" / "new.md", "# New\n\nwords\n")
+    for paths in ([], [docs]):
+        report = build(paths, where, encoder=never)
+        assert (report.generation, report.files_seen, report.files_unchanged) == ("gen-000002", 1, 1)
+    assert {"path": str(docs / "okapi.md"), "reason": "taken out by rm"} in report.files_skipped
+
+    report = build([docs / "okapi.md"], where, encoder=encoder)
+    assert (report.files_indexed, report.chunks_encoded, report.chunks) == (1, 0, 2)  # its vector was still there
+    build([docs / "deep" / "lunch.html"], where, encoder=encoder)  # and one of a folder
+    assert Index.open(where).status()["removed"] == [str(docs / "deep")]
+    assert {Path(row[0]).name for row in contents(where, encoder).values()} == {
+        "okapi.md",
+        "axolotl.txt",
+        "lunch.html",
+    }
+    assert build([], where, encoder=never).files_unchanged == 3
+    build([docs / "deep"], where, encoder=encoder)
+    assert Index.open(where).status()["removed"] == []
+    assert "new.md" in files_in(where)
+
+
+def test_what_is_not_in_the_index_cannot_be_taken_out(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    with pytest.raises(NoIndex):
+        remove([docs], where)
+    build([docs], where, encoder=encoder)
+    before = snapshot(where)
+    with pytest.raises(NoDocuments, match=f"the index holds nothing at '{docs}x'"):
+        remove([docs / "okapi.md", f"{docs}x"], where)
+    with pytest.raises(NoDocuments, match="nothing would be left in the index"):
+        remove([docs], where)
+    assert snapshot(where) == before
+
+
+def test_a_root_that_is_taken_out_is_no_root_any_more(
+    docs: Path, where: Path, encoder: WordEncoder, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other" / "wombat.txt", "The wombat digs.").parent
+    build([docs, other], where, encoder=encoder)
+    remove([docs], where)
+    assert Index.open(where).status()["roots"] == [str(other)]
+    assert build([], where, encoder=never).files_seen == 1
+    assert build([docs], where, encoder=encoder).chunks == 4
 
 
 def test_what_is_passed_over_is_listed_with_the_reason(
     docs: Path, where: Path, encoder: WordEncoder, tmp_path: Path
 ) -> None:
     secret = write(tmp_path / "outside" / "secret.md", "secret")
-    write(docs / "table.csv", "a,b")
-    write(docs / "README", "no suffix")
+    write(docs / "table.xyz", "a,b")
     write(docs / ".hidden.md", "hidden")
     write(docs / ".git" / "config.txt", "hidden")
     (docs / "out.md").symlink_to(secret)
@@ -471,8 +614,7 @@ def test_what_is_passed_over_is_listed_with_the_reason(
     report = build([docs], where, encoder=encoder)
     skipped = {str(Path(row["path"]).relative_to(docs)): row["reason"] for row in report.files_skipped}
     assert skipped == {
-        "table.csv": "files of type '.csv' are not read",
-        "README": "files of type 'README' are not read",
+        "table.xyz": "files of type '.xyz' are not read",
         ".hidden.md": "hidden",
         ".git": "hidden",
         ".circle": "hidden",
@@ -493,7 +635,8 @@ def test_links_within_the_folder_and_a_linked_folder_are_followed(
     (docs / "again.md").symlink_to(docs / "okapi.md")
     (tmp_path / "linked").symlink_to(docs)
     report = build([tmp_path / "linked"], where, encoder=encoder)
-    assert (report.files_seen, report.files_skipped, report.chunks) == (4, [], 4)
+    passed = {"path": str(tmp_path / "linked" / "again.md"), "reason": "a link to a file that is indexed already"}
+    assert (report.files_seen, report.files_skipped, report.chunks) == (3, [passed], 3)
 
 
 def test_a_pipe_named_like_a_document_does_not_stop_the_build(docs: Path, where: Path, encoder: WordEncoder) -> None:
@@ -501,7 +644,7 @@ def test_a_pipe_named_like_a_document_does_not_stop_the_build(docs: Path, where:
     assert build([docs], where, encoder=encoder).files_seen == 3
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.md", b"caf\xe9.csv", b"\xff/inside.md"])
+@pytest.mark.parametrize("name", [b"caf\xe9.md", b"caf\xe9.xyz", b"\xff/inside.md"])
 def test_names_that_are_not_utf8_are_passed_over(docs: Path, where: Path, encoder: WordEncoder, name: bytes) -> None:
     path = os.path.join(os.fsencode(docs), name)  # noqa: PTH118  (pathlib takes no bytes)
     try:
@@ -586,7 +729,7 @@ def test_no_documents_no_change(
     if "missing" not in kind:
         folder.mkdir()
     if kind == "only unknown formats":
-        write(folder / "a.csv", "x")
+        write(folder / "a.xyz", "x")
     if kind == "nothing readable":
         write(folder / "a.pdf", "x")
         write(folder / "b.md", "")
@@ -595,7 +738,7 @@ def test_no_documents_no_change(
         build([docs, folder] if kind == "missing beside good" else [folder], where, encoder=encoder, rebuild=rebuild)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
     expected = {
-        "empty": "give a folder with .htm .html .markdown .md .pdf .txt files",
+        "empty": "give a folder with texts, PDF, Office or HTML files",
         "only unknown formats": "1 files of other kinds were passed over",
         "nothing readable": "2 failed; the first",
     }
@@ -611,7 +754,7 @@ def test_a_folder_that_was_emptied_leaves_the_last_index_in_place(
     shutil.rmtree(docs)
     docs.mkdir()
     before = snapshot(docs.parent)
-    with pytest.raises(NoDocuments, match=f"no document under '{docs}': give a folder with"):
+    with pytest.raises(NoDocuments, match="nothing would be left in the index: remove its folder instead"):
         build([docs], where, encoder=encoder)
     assert snapshot(docs.parent) == before
 
@@ -701,7 +844,7 @@ def test_two_builds_at_once_are_refused(docs: Path, where: Path, encoder: WordEn
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin and holder.stdout and holder.stdout.readline() == "held\n"
         before = snapshot(docs.parent)
-        with pytest.raises(IndexBusy, match=f"another build of '{where}' is running: wait"):
+        with pytest.raises(IndexBusy, match=f"another build.* of '{where}' is running: wait"):
             build([docs], where, encoder=encoder)
         assert snapshot(docs.parent) == before
         assert found_by("okapi", where, encoder)[0] == "okapi.md"  # searching goes on
@@ -718,7 +861,7 @@ def test_two_generations_are_kept(docs: Path, where: Path, encoder: WordEncoder)
         assert build([docs], where, encoder=encoder).generation == f"gen-{number:06d}"
         kept = {f"gen-{n:06d}" for n in (number - 1, number) if n}
         assert left_in(where) == {"CURRENT", *kept}
-    assert (where / "CURRENT").read_text() == "gen-000004\n"
+    assert (where / "CURRENT").read_text().startswith("gen-000004 ")
 
 
 # --- interrupted
@@ -872,34 +1015,39 @@ def test_a_build_killed_before_any_of_its_steps_on_disk_leaves_a_whole_index(
 # --- a full disk
 
 
-@pytest.mark.parametrize("call", range(1, 7))
 def test_a_disk_that_fails_to_flush(
-    docs: Path, where: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch, call: int
+    docs: Path, where: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build([docs], where, encoder=encoder)
     before = contents(where, encoder)
     write(docs / "new.txt", "The wombat digs.")
-    calls, flush = [0], os.fsync
+    flush, calls, fails_at = os.fsync, [0], [0]
 
     def full(descriptor: int) -> None:
         calls[0] += 1
-        if calls[0] == call:
+        if calls[0] == fails_at[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(descriptor)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
+    build([docs], shutil.copytree(where, where.with_name("dry")), encoder=encoder)
+    last = calls[0]
+    assert last > 6
+    for fails_at[0] in range(1, last + 1):
+        copy = shutil.copytree(where, where.with_name(f"copy{fails_at[0]}"))
+        calls[0] = 0
         with pytest.raises(OSError, match="No space left"):
-            build([docs], where, encoder=encoder)
-    assert calls[0] == call
-    last = call == 6  # the pointer is replaced, only its folder is not flushed: the new index may serve
-    generations = {"gen-000001", "gen-000002"} if last else {"gen-000001"}
-    assert left_in(where) - {f"{disk.POINTER}.new"} == {"CURRENT", PENDING, *generations}
-    assert (contents(where, encoder) == before) is not last
-    encoder.encoded.clear()
-    build([docs], where, encoder=encoder)
-    assert encoder.encoded == [] and len(contents(where, encoder)) == 4
-    assert left_in(where) - {PENDING} == {"CURRENT", "gen-000001", "gen-000002"}
+            build([docs], copy, encoder=encoder)
+        # At the last one the pointer is replaced, only its folder is not flushed: the new index may serve.
+        published = fails_at[0] == last
+        generations = {"gen-000001", "gen-000002"} if published else {"gen-000001"}
+        assert left_in(copy) - {f"{disk.POINTER}.new"} == {"CURRENT", PENDING, *generations}
+        assert (contents(copy, encoder) == before) is not published
+        encoder.encoded.clear()
+        calls[0] = last
+        build([docs], copy, encoder=encoder)
+        assert encoder.encoded == [] and len(contents(copy, encoder)) == 4
+        assert left_in(copy) - {PENDING} == {"CURRENT", "gen-000001", "gen-000002"}
 
 
 @pytest.mark.parametrize("room", [0, 2_000, 10_000, 40_000, 70_000, 100_000, 150_000])

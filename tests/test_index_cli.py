@@ -20,12 +20,15 @@ RAG_INDEX = str(Path(sys.executable).with_name("rag-index"))
 
 BUILD_KEYS = {
     *("generation", "files_seen", "files_indexed", "files_unchanged", "files_removed", "files_failed", "files_skipped"),
-    *("chunks", "chunks_encoded", "seconds"),
+    *("warnings", "chunks", "chunks_encoded", "seconds"),
 }
-HIT_KEYS = {"rank", "score", "chunk_id", "source", "page", "heading", "start", "end", "text"}
+HIT_KEYS = {
+    *("rank", "score", "chunk_id", "source", "page", "heading", "start", "end", "text", "cosine", "bm25", "also"),
+    "boxes",
+}
 STATUS_KEYS = {
     *("index", "generation", "files", "files_failed", "chunks", "roots", "encoder", "chunker", "faiss", "bytes"),
-    "built_at",
+    *("built_at", "lexical", "passages", "removed"),
 }
 
 
@@ -55,7 +58,7 @@ def words(facts: Path, tmp_path: Path) -> Path:
     """An index of the small documents and of one that fails, by the tiny encoder; for `status`, which needs none."""
     docs = copy_of(facts, tmp_path / "docs")
     (docs / "naïve.pdf").write_bytes(b"no PDF")
-    (docs / "table.csv").write_text("a,b")
+    (docs / "table.xyz").write_text("a,b")
     build([docs], tmp_path / "words", encoder=WordEncoder())
     return tmp_path / "words"
 
@@ -66,12 +69,12 @@ def words(facts: Path, tmp_path: Path) -> Path:
 def test_build_json(facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     docs, directory = copy_of(facts, tmp_path / "docs"), tmp_path / "index"
     (docs / "broken.pdf").write_bytes(b"no PDF")
-    (docs / "table.csv").write_text("a,b")
+    (docs / "table.xyz").write_text("a,b")
     code, out, err = run(capsys, "build", docs, "--index", directory, "--json")
     report = one_object(out)
     assert (code, err, set(report)) == (0, "", BUILD_KEYS)
     assert report["files_failed"] == [{"path": str(docs / "broken.pdf"), "error": "the content is not a PDF"}]
-    assert report["files_skipped"] == [{"path": str(docs / "table.csv"), "reason": "files of type '.csv' are not read"}]
+    assert report["files_skipped"] == [{"path": str(docs / "table.xyz"), "reason": "files of type '.xyz' are not read"}]
     assert (report["generation"], report["files_seen"], report["files_indexed"]) == ("gen-000001", 4, 3)
     assert report["chunks"] == report["chunks_encoded"] >= 3 and report["seconds"] > 0
 
@@ -87,7 +90,7 @@ def test_search_json(real_index: Path, facts: Path, capsys: pytest.CaptureFixtur
     question = "How long is the okapi's tongue – in centimètres?"
     code, out, err = run(capsys, "search", question, "-k", "2", "--index", real_index, "--json")
     answer = one_object(out)
-    assert (code, err, set(answer), answer["query"]) == (0, "", {"query", "hits"}, question)
+    assert (code, err, set(answer), answer["query"]) == (0, "", {"query", "mode", "hits"}, question)
     assert [set(hit) for hit in answer["hits"]] == [HIT_KEYS] * 2
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2]
     first = answer["hits"][0]
@@ -111,7 +114,7 @@ def test_status_json(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_build_text(facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     docs = copy_of(facts, tmp_path / "docs")
     (docs / "broken.pdf").write_bytes(b"no PDF")
-    for name in ("table.csv", "other.csv", "README"):
+    for name in ("table.xyz", "other.xyz", "thing.unknown"):
         (docs / name).write_text("x")
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "build", "docs")
@@ -120,7 +123,7 @@ def test_build_text(facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert first.startswith("gen-000001: ") and "3 files read, 0 unchanged, 0 removed, 1 failed, in " in first
     assert rest == [
         "  failed: docs/broken.pdf: the content is not a PDF",
-        "  passed over: 3 files of other kinds (2 .csv, 1 no suffix)",
+        "  passed over: 3 files of other kinds (2 .xyz, 1 .unknown)",
     ]
     assert (tmp_path / "rag-home" / "index" / "CURRENT").exists()
 
@@ -130,7 +133,7 @@ def test_search_text(real_index: Path, facts: Path, capsys: pytest.CaptureFixtur
     code, out, err = run(capsys, "search", "engine oil change", "--index", real_index, "-k", "1")
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].startswith("[1] 0.") and lines[0].endswith("  engine.html · Engine > Oil")
+    assert lines[0].startswith("[1] 1.000  ") and lines[0].endswith("  engine.html · Engine > Oil")
     assert "    Change the oil every 7500 kilometres." in lines
 
 
@@ -142,7 +145,7 @@ def test_status_text(words: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert lines[0].startswith(f"{words}: gen-000001 of 2") and lines[0].endswith(" MB")
     assert lines[1].startswith("  3 files, ") and lines[1].endswith(" passages, under docs")
     assert lines[2:] == [
-        "  encoder words, 64 dimensions, fp32",
+        "  encoder words, 64 dimensions, fp32; SQfp16",
         "  failed: docs/naïve.pdf: the content is not a PDF",
     ]
 
@@ -152,7 +155,9 @@ def test_documents_cannot_command_the_terminal(
 ) -> None:
     path = tmp_path / "docs" / "bad\x1b[2Jname.md"
     path.parent.mkdir()
-    path.write_text("# Title \x1b]0;owned\x07\n\nred \x1b[31m text \x9b2J with \u202e words\n")
+    path.write_text(
+        "# Title \x1b]0;owned\n\nred \x1b[31m text \x9b2J with \u202e words\n" + "More words of no colour.\n" * 40
+    )
     build([path.parent], tmp_path / "index", encoder=real_encoder)
     code, out, _ = run(capsys, "search", "red text", "--index", tmp_path / "index")
     assert code == 0 and "text" in out
@@ -289,7 +294,7 @@ def test_search_into_head(real_index: Path) -> None:
     command = f"'{RAG_INDEX}' search 'where does the okapi live' --index '{real_index}' | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("[1] 0.") and done.stdout.count("\n") == 1
+    assert done.stdout.startswith("[1] 1.000  ") and done.stdout.count("\n") == 1
 
 
 def test_progress_bars_only_on_a_terminal_and_a_build_that_is_stopped_goes_on(tmp_path: Path) -> None:
