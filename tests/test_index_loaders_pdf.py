@@ -258,7 +258,7 @@ def test_ocr_reads_pictures_and_places_their_words() -> None:
         (2, "The okapi lives in the forest"),
     ]
     left, top, right, bottom = word_box(document, "okapi")
-    assert 95 < left < 125 and 135 < right < 175 and 20 < top < bottom < 55 and not warnings
+    assert 95 < left < 125 and 135 < right < 175 and 10 < top < bottom < 60 and not warnings
 
 
 def test_ocr_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

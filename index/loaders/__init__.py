@@ -98,7 +98,10 @@ def _load(source: Source) -> list[Document]:
         raise LoadError("the file is empty")
     if source.depth > MAX_DEPTH:
         raise LoadError("lies within too many other files")
-    documents = [_sound(document) for document in _loader(source)(source) if document.blocks]
+    try:
+        documents = [_sound(document) for document in _loader(source)(source) if document.blocks]
+    except RecursionError as error:
+        raise LoadError("is nested too deep") from error
     if not documents:
         raise LoadError("the file holds no text")
     return documents

@@ -44,8 +44,18 @@ class Archive:
         if name not in self.names:
             return b""
         try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+            with self._zip.open(name) as part:
+                # By a number, or it would all be unpacked before what is beyond the declared size is cut off.
+                return part.read(self._zip.getinfo(name).file_size + 1)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            EOFError,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             raise LoadError(
                 f"its part '{name[:80]}' is damaged: open it in its own program and save it again"
             ) from error

@@ -39,7 +39,7 @@ def load_mail(source: Source, load: Callable[[Source], list[Document]]) -> list[
 def _header(message: EmailMessage, name: str) -> str:
     try:
         return " ".join(str(message.get(name, "")).split())
-    except (ValueError, IndexError, AttributeError, TypeError):  # the library stumbles over some broken addresses
+    except (ValueError, IndexError, AttributeError, TypeError, RecursionError):  # it stumbles over broken addresses
         return ""
 
 

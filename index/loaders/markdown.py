@@ -10,8 +10,7 @@ from index.loaders.source import Source
 from index.loaders.text import decode
 
 FRONT_MATTER = re.compile(r"---\n(?=---\n|(?:#.*\n)*[\w\"'].*:)(?:.*\n)*?---\n")
-# One that is not closed is text: it would hide the rest of the document. Nor is one a comment within a span of code.
-COMMENT = re.compile(r"(?P<code>(?P<ticks>`+)(?!`)(?:.|\n)*?(?<!`)(?P=ticks)(?!`))|<!--(?:.|\n)*?-->")
+MARKS = re.compile(r"`+|<!--")
 KINDS: dict[str, BlockKind] = {"fence": "code", "code_block": "code", "table_open": "table"}
 
 
@@ -62,12 +61,35 @@ def _without_comments(text: str, block: Block, fences: list[tuple[int, int]]) ->
         yield block
         return
     start = block.start
-    for match in COMMENT.finditer(text, block.start, block.end):
-        in_code = match["code"] is not None or any(first <= match.start() < last for first, last in fences)
-        if not in_code:
-            yield from _trimmed(text, replace(block, start=start, end=match.start()))
-            start = match.end()
+    for first, last in _comments(text, block, fences):
+        yield from _trimmed(text, replace(block, start=start, end=first))
+        start = last
     yield from _trimmed(text, replace(block, start=start))
+
+
+def _comments(text: str, block: Block, fences: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Where comments stand that are not within code. One that is not closed is none: it would hide all the rest."""
+    marks = list(MARKS.finditer(text, block.start, block.end))
+    last_of_length = {len(mark[0]): mark.start() for mark in marks if mark[0] != "<!--"}
+    position, ticks = block.start, 0
+    fenced = iter(fences)
+    fence = next(fenced, None)
+    for mark in marks:
+        while fence and fence[1] <= mark.start():
+            fence = next(fenced, None)
+        if mark.start() < position or (fence and fence[0] <= mark.start()):
+            continue
+        if mark[0] != "<!--":
+            if ticks == len(mark[0]):
+                ticks = 0
+            elif not ticks and last_of_length[len(mark[0])] > mark.start():
+                ticks = len(mark[0])
+        elif not ticks:
+            end = text.find("-->", mark.end(), block.end)
+            if end < 0:
+                return
+            yield mark.start(), end + 3
+            position = end + 3
 
 
 def _trimmed(text: str, block: Block) -> Iterator[Block]:
