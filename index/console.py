@@ -16,6 +16,8 @@ from index.paths import printable
 
 Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
 
+UNITS = {"reading": " files", "encoding": " passages", "searching": " queries"}
+
 
 class Failed(RagError):
     """A command did its work, and its outcome is a failure: exit code 1, and `result` is printed for `--json`."""
@@ -145,7 +147,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         for other in [name for name in bars if name != stage]:
             bars.pop(other).close()
         if stage not in bars:
-            bars[stage] = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
+            unit = UNITS.get(stage, " steps")
+            bars[stage] = tqdm(desc=stage, total=total, unit=unit, file=sys.stderr, leave=False, dynamic_ncols=True)
         bars[stage].update(done - bars[stage].n)
 
     try:
