@@ -5,9 +5,10 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -333,10 +334,11 @@ class _Build:
         source = str(read.path)
         row = FileRow(source, read.size, read.mtime_ns, read.sha256, error=read.error, again=read.again)
         placed: list[Placed] = []
+        documents = _named_apart(read.documents)
         if not read.error:
             settings = self.settings.fitted(getattr(self.encoder, "window", None))
-            placed = [one for document in read.documents for one in self._placed(read.path, document, settings)]
-            row.title = next((document.title for document in read.documents if document.title), "")
+            placed = [one for document in documents for one in self._placed(read.path, document, settings)]
+            row.title = next((document.title for document in documents if document.title), "")
             if not placed:
                 row.error = "the file holds no text"
         self.report.warnings += ({"path": source, "warning": warning} for warning in read.warnings)
@@ -344,7 +346,7 @@ class _Build:
             self.report.files_failed.append({"path": source, "error": row.error})
         else:
             self.report.files_indexed += 1
-        draft.add(row, placed, [(document.record, document.words) for document in read.documents if placed])
+        draft.add(row, placed, [(document.record, document.words) for document in documents if placed])
 
     def _placed(self, path: Path, document: Document, settings: ChunkSettings) -> Iterator[Placed]:
         for one in chunk(document, self.encoder.tokenize, settings):
@@ -478,6 +480,17 @@ def _pinned(generation: Path) -> tuple[Path, str]:
 
 def _listed(plan: Plan) -> list[dict[str, Any]]:
     return [{**row, "include": list(row["include"]), "exclude": list(row["exclude"])} for row in plan.roots_as_json()]
+
+
+def _named_apart(documents: list[Document]) -> list[Document]:
+    """The documents of one file, those of equal names told apart by a number: `id`, `id~2`."""
+    seen: Counter[str] = Counter()
+    named = []
+    for document in documents:
+        seen[document.record] += 1
+        again = seen[document.record] > 1
+        named.append(replace(document, record=f"{document.record}~{seen[document.record]}") if again else document)
+    return named
 
 
 def _absolute(path: Path) -> Path:

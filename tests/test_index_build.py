@@ -1072,3 +1072,13 @@ def test_a_disk_without_room(docs: Path, where: Path, encoder: WordEncoder, room
         assert contents(where, encoder) == before
     build([docs], where, encoder=encoder)
     assert len(contents(where, encoder)) == 303
+
+
+def test_records_of_one_name_are_told_apart(tmp_path: Path, encoder: WordEncoder) -> None:
+    rows = ['{"_id": "a", "text": "the same words"}'] * 2 + ['{"_id": "a", "text": "and others"}']
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "rows.jsonl").write_text("\n".join(rows), "utf-8")
+    assert build([tmp_path / "docs"], tmp_path / "index", encoder=encoder).chunks == 3
+    with Index.open(tmp_path / "index", encoder) as index:
+        (hit,) = index.search("the same words", 1)
+    assert (hit.source.rpartition("/")[2], len(hit.also)) == ("rows.jsonl#a", 1)
