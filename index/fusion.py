@@ -28,4 +28,7 @@ def convex(dense: "Floats", lexical: "Floats", weight: float = DENSE_WEIGHT) -> 
 
 def _min_max(scores: "Floats") -> "Floats":
     low, high = scores.min(), scores.max()
-    return (scores - low) / (high - low) if high > low else scores * 0
+    if high > low:
+        return (scores - low) / (high - low)
+    equal: Floats = (scores > 0).astype(scores.dtype)  # one candidate, or no word of the query in any
+    return equal
