@@ -191,6 +191,28 @@ def verify_parts(generation: Path, manifest: Manifest) -> Iterator[tuple[str, st
             yield path.relative_to(generation).as_posix(), "does not belong to the index"
 
 
+def opened(directory: Path) -> tuple[Path, Manifest, IO[bytes] | None]:
+    """The current generation, its manifest, and what keeps it on disk until it is closed (see `in_use`).
+
+    Raises:
+        NoIndex: there is none.
+        IndexDamaged: it is damaged.
+    """
+    while True:  # builds may remove it between reading the pointer and opening it
+        generation, digest = pointed_to(directory)
+        use = None
+        try:
+            use = in_use(generation)
+            return generation, read_manifest(generation, digest), use
+        except (OSError, IndexDamaged) as error:
+            if use:
+                use.close()
+            if pointed_to(directory) == (generation, digest):
+                if isinstance(error, IndexDamaged):
+                    raise
+                raise damaged(directory, f"{generation.name}/{MANIFEST} is missing") from error
+
+
 def in_use(generation: Path) -> IO[bytes] | None:
     """Marks a generation as read by this process until what is returned is closed; it is not removed before.
 
@@ -241,8 +263,9 @@ def remove_old(directory: Path, kept: int) -> int:
     freed = 0
     older = others(current(directory))  # also newer ones, of builds that were killed before they moved the pointer
     for old in older[kept - 1 :]:
+        size = sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
         if _lock_to_remove(old):
-            freed += sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
+            freed += size
             shutil.rmtree(old, ignore_errors=True)
     return freed
 

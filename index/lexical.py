@@ -78,7 +78,9 @@ def _stem(word: str) -> str:
     return stemmed
 
 
-def update(folder: Path, old: Path | None, origin: "Rows", new: Iterable[tuple[int, str]], db: sqlite3.Connection) -> None:
+def update(
+    folder: Path, old: Path | None, origin: "Rows", new: Iterable[tuple[int, str]], db: sqlite3.Connection
+) -> None:
     """Writes the lexical index of a generation.
 
     Args:
@@ -181,21 +183,37 @@ def _write(folder: Path, df: "Array", term: "Array", row: "Array", tf: "Array", 
     import bm25s
     import numpy as np
 
-    count = len(lengths)
-    # Lucene's BM25 as bm25s has it (Kamphuis et al. 2020): log(1 + (N - df + .5) / (df + .5)), never negative.
-    idf = np.log1p((count - df + 0.5) / (df + 0.5)).astype(np.float32)
-    average = max(float(lengths.mean()) if count else 0.0, 1e-9)
-    norm = (K1 * (1 - B + B * lengths / average)).astype(np.float32)
-    data = (idf[term] * (tf / (norm[row] + tf))).astype(np.float32)
     indptr = np.zeros(len(df) + 1, np.int64)
     np.cumsum(df, out=indptr[1:])
     index = bm25s.BM25(k1=K1, b=B, method="lucene")
-    index.scores = {"data": data, "indices": row, "indptr": indptr, "num_docs": count}
+    data = weights(df, term, row, tf, lengths)
+    index.scores = {"data": data, "indices": row, "indptr": indptr, "num_docs": len(lengths)}
     index.vocab_dict, index.nonoccurrence_array = {}, None
     index.save(folder, show_progress=False)
     (folder / "vocab.index.json").unlink()
     np.save(folder / "tf.npy", tf)
     np.save(folder / "lengths.npy", lengths)
+
+
+def weights(df: "Array", term: "Array", row: "Array", tf: "Array", lengths: "Array") -> "Array":
+    """What each posting adds to its passage's score, (postings,) float32: Lucene's BM25 (Kamphuis et al. 2020).
+
+    Args:
+        df: (terms,) passages that hold the term.
+        term: (postings,) term of each posting.
+        row: (postings,) its passage.
+        tf: (postings,) how often it stands there.
+        lengths: (passages,) in terms.
+    """
+    import numpy as np
+
+    count = len(lengths)
+    # As bm25s has it: log(1 + (N - df + .5) / (df + .5)), never negative.
+    idf = np.log1p((count - df + 0.5) / (df + 0.5)).astype(np.float32)
+    average = max(float(lengths.mean()) if count else 0.0, 1e-9)
+    norm = (K1 * (1 - B + B * lengths / average)).astype(np.float32)
+    added: Array = (idf[term] * (tf / (norm[row] + tf))).astype(np.float32)
+    return added
 
 
 class Lexical:

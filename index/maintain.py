@@ -12,7 +12,7 @@ from index.errors import IndexDamaged, RagError
 from index.generation import Manifest
 from index.lock import PENDING, BuildLock
 from index.paths import default_index
-from index.store import encoded, open_read_only, source_of
+from index.store import chunk_name, encoded, open_read_only, source_of, unpacked
 
 Fault = dict[str, str]
 """`part` of the index and `fault`, a line."""
@@ -27,13 +27,10 @@ def verify(directory: str | Path | None = None) -> tuple[str, list[Fault]]:
     Raises:
         NoIndex: there is no index.
     """
-    directory = Path(directory or default_index())
     try:
-        generation, digest = disk.pointed_to(directory)
-        manifest = disk.read_manifest(generation, digest)
+        generation, manifest, use = disk.opened(Path(directory or default_index()))
     except IndexDamaged as error:
         return "", [{"part": disk.POINTER, "fault": str(error)}]
-    use = disk.in_use(generation)
     try:
         faults = [{"part": part, "fault": fault} for part, fault in disk.verify_parts(generation, manifest)]
         if not faults:  # bytes that are as they were written can still have been written wrongly
@@ -73,6 +70,11 @@ def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[tuple[str, s
         "SELECT count(DISTINCT row) FROM chunks": manifest.passages,
         "SELECT count(*) FROM chunks WHERE row NOT IN (SELECT row FROM passages)": 0,
         "SELECT count(*) FROM chunks WHERE file NOT IN (SELECT id FROM files)": 0,
+        "SELECT count(*) FROM words WHERE file NOT IN (SELECT id FROM files)": 0,
+        "SELECT count(*) FROM files WHERE chunks != (SELECT count(*) FROM chunks WHERE file = files.id)": 0,
+        "SELECT count(*) FROM files WHERE (error != '') != (chunks = 0)": 0,
+        "SELECT count(*) - count(DISTINCT id) FROM terms": 0,
+        "SELECT count(*) - coalesce(max(id) + 1, 0) FROM terms": 0,
     }
     for sql, expected in counts.items():
         (found,) = db.execute(sql).fetchone()
@@ -81,16 +83,31 @@ def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[tuple[str, s
     for row, key, context, text in db.execute("SELECT row, key, context, text FROM passages"):
         if hashlib.sha256(encoded(context, text).encode()).digest() != key:
             yield part, f"the text of passage {row} is not the one that was encoded"
+    yield from _places(db)
+
+
+def _places(db: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    sql = (
+        "SELECT chunk_id, path, record, start, end, text FROM chunks "
+        "JOIN files ON files.id = chunks.file JOIN passages USING (row)"
+    )
+    for name, path, record, start, end, text in db.execute(sql):
+        if end - start != len(text) or chunk_name(path, record, start, text) != name:
+            yield "chunks.sqlite3", f"the chunk {name} does not stand where it was found"
+    for file, record, page, boxes in db.execute("SELECT file, record, page, boxes FROM words"):
+        if not unpacked(boxes):
+            yield "chunks.sqlite3", f"the words of page {page} of file {file}{record and '#' + record} are no list"
 
 
 def _postings(generation: Path, db: sqlite3.Connection, manifest: Manifest) -> Iterator[tuple[str, str]]:
     import numpy as np
 
-    from index.lexical import FOLDER
+    from index.lexical import FOLDER, weights
 
-    load = lambda name: np.load(generation / FOLDER / f"{name}.npy", mmap_mode="r", allow_pickle=False)  # noqa: E731
-    lengths, tf, indices = load("lengths"), load("tf"), load("indices.csc.index")
-    indptr, data = load("indptr.csc.index"), load("data.csc.index")
+    names = ("lengths", "tf", "indices.csc.index", "indptr.csc.index", "data.csc.index")
+    lengths, tf, indices, indptr, data = (
+        np.load(generation / FOLDER / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names
+    )
     (vocabulary,) = db.execute("SELECT count(*) FROM terms").fetchone()
     if len(lengths) != manifest.passages or len(indptr) != vocabulary + 1:
         yield FOLDER, f"it has {len(lengths)} passages and {len(indptr) - 1} terms, not what the tables have"
@@ -100,6 +117,11 @@ def _postings(generation: Path, db: sqlite3.Connection, manifest: Manifest) -> I
         yield FOLDER, "a posting names a passage that is not there"
     elif not np.isfinite(data).all() or (np.bincount(indices, tf, manifest.passages) != lengths).any():
         yield FOLDER, "its counts are not those of the passages"
+    else:
+        df = np.diff(indptr)
+        expected = weights(df, np.repeat(np.arange(vocabulary), df), indices, tf, lengths)
+        if not np.allclose(data, expected, rtol=1e-5):
+            yield FOLDER, "its scores are not those of its counts"
 
 
 def _vectors(generation: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -155,9 +177,7 @@ def passages(directory: str | Path | None = None) -> Iterator[dict[str, Any]]:
         NoIndex: there is no index.
         IndexDamaged: it is damaged.
     """
-    generation, digest = disk.pointed_to(Path(directory or default_index()))
-    use = disk.in_use(generation)
-    disk.read_manifest(generation, digest)
+    generation, _, use = disk.opened(Path(directory or default_index()))
     db = open_read_only(generation)
     sql = (
         "SELECT chunk_id, heading, text, path, record, page, start, end FROM chunks "

@@ -104,6 +104,12 @@ def source_of(path: str, record: str) -> str:
     return f"{path}#{record}" if record else path
 
 
+def chunk_name(path: str, record: str, start: int, text: str) -> str:
+    """A chunk's id: the same text at the same place has the same in every generation."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(f"{source_of(path, record)}\0{start}\0{digest}".encode()).hexdigest()[:16]
+
+
 def open_read_only(generation: Path) -> sqlite3.Connection:
     """The tables of a generation; may be shared by threads."""
     uri = (generation / CHUNKS).resolve().as_uri()
@@ -155,7 +161,8 @@ class Draft:
         number = self.db.execute(f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({marks})", values).lastrowid
         chunks = [self._chunk(file.path, number, one) for one in placed]
         self.db.executemany(
-            "INSERT INTO chunks (chunk_id, row, file, record, page, heading, start, end) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO chunks (chunk_id, row, file, record, page, heading, start, end) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             chunks,
         )
         file.chunks = len(chunks)
@@ -169,9 +176,7 @@ class Draft:
 
     def _chunk(self, path: str, file: int | None, placed: Placed) -> tuple[Any, ...]:
         chunk = placed.chunk
-        digest = hashlib.sha256(chunk.text.encode()).hexdigest()
-        place = f"{source_of(path, placed.record)}\0{chunk.start}\0{digest}"
-        chunk_id = hashlib.sha256(place.encode()).hexdigest()[:16]
+        chunk_id = chunk_name(path, placed.record, chunk.start, chunk.text)
         row = self._passage(placed.context, chunk.text)
         return chunk_id, row, file, placed.record, chunk.page, placed.heading, chunk.start, chunk.end
 
@@ -236,13 +241,23 @@ class Draft:
         self.db.close()
 
 
+def unpacked(boxes: bytes) -> list[tuple[int, ...]] | None:
+    """First and last character and box of a page's words, as they were packed; None if they are not what was."""
+    try:
+        return list(WORD.iter_unpack(zlib.decompress(boxes)))
+    except (zlib.error, struct.error, TypeError):
+        return None
+
+
 def words_between(db: sqlite3.Connection, file: int, record: str, page: int, start: int, end: int) -> list[Word]:
     """The words of a page that stand, with any of their characters, in `start` to `end` of the document's text."""
     sql = "SELECT boxes FROM words WHERE file = ? AND record = ? AND page = ?"
     found = db.execute(sql, (file, record, page)).fetchone()
     if not found:
         return []
-    every = WORD.iter_unpack(zlib.decompress(found[0]))
+    every = unpacked(found[0])
+    if every is None:
+        raise sqlite3.DatabaseError("the words of a page are no list")
     return [
         Word(first, last, page, (left / 10, top / 10, right / 10, bottom / 10))
         for first, last, left, top, right, bottom in every
