@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,15 @@ def test_damage_within_a_pdf_gives_less_text_or_a_reason() -> None:
             assert "\n" not in str(error)
             outcomes.add("reason")
     assert outcomes == {"text", "reason"}
+
+
+# --- the page about formats
+
+
+def test_the_page_about_formats_names_them_all() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
+    named = set(re.findall(r"`(\.\w+)`", page.split("Tables that are written anew")[0]))
+    assert named == set(LOADERS)
 
 
 # --- real files of many origins, where they are at hand
