@@ -1,38 +1,30 @@
 """Documents to a new generation of an index, reading and encoding only what changed. Searching stands in engine.py."""
 
-import hashlib
 import shutil
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from index import generation as disk
 from index import lexical, vectors
-from index.chunker import ChunkSettings, chunk
-from index.document import Document
+from index.chunker import ChunkSettings
+from index.embedding import Progress, embed
 from index.encoder import Encoder, SentenceEncoder, mismatch
 from index.errors import NoDocuments, NoIndex
 from index.generation import Manifest
 from index.loaders import is_known
 from index.lock import LOCK, PENDING, BuildLock
 from index.paths import default_index, shown
-from index.pending import Pending
+from index.placing import named_apart, place
 from index.plan import Plan, Wish, make_plan, nothing_found
 from index.reader import Limits, Read, Reader
 from index.scan import Root, Scan
 from index.store import Draft, FileRow, Placed, open_read_only, read_files
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage ('reading', 'encoding' or 'writing'), the number done and the number in all."""
-
-ENCODED_AT_ONCE = 256
-"""Passages between two saves of finished vectors."""
 
 
 @dataclass
@@ -334,10 +326,10 @@ class _Build:
         source = str(read.path)
         row = FileRow(source, read.size, read.mtime_ns, read.sha256, error=read.error, again=read.again)
         placed: list[Placed] = []
-        documents = _named_apart(read.documents)
+        documents = named_apart(read.documents)
         if not read.error:
             settings = self.settings.fitted(getattr(self.encoder, "window", None))
-            placed = [one for document in documents for one in self._placed(read.path, document, settings)]
+            placed = [one for d in documents for one in place(d, read.path.stem, self.encoder.tokenize, settings)]
             row.title = next((document.title for document in documents if document.title), "")
             if not placed:
                 row.error = "the file holds no text"
@@ -347,19 +339,6 @@ class _Build:
         else:
             self.report.files_indexed += 1
         draft.add(row, placed, [(document.record, document.words) for document in documents if placed])
-
-    def _placed(self, path: Path, document: Document, settings: ChunkSettings) -> Iterator[Placed]:
-        for one in chunk(document, self.encoder.tokenize, settings):
-            # The name of the file is shown where there is no title, but not encoded: it may change, the text stays.
-            heading = one.heading or document.title
-            yield Placed(one, document.record, self._context(heading, settings), heading or path.stem)
-
-    def _context(self, heading: str, settings: ChunkSettings) -> str:
-        """What is encoded of a heading path: its end, which is the most specific."""
-        spans = self.encoder.tokenize(heading) if heading else ()
-        if len(spans) > settings.heading_tokens:
-            return heading[spans[-settings.heading_tokens][0] :]
-        return heading
 
     def _all_failed(self, plan: Plan) -> str:
         failed = self.report.files_failed
@@ -374,15 +353,19 @@ class _Build:
         moves = draft.compact()
         if not draft.passages:
             raise NoDocuments("nothing would be left in the index: remove its folder instead, or index other documents")
-        origin = np.arange(max(draft.passages, added.stop), dtype=np.int64)  # (passages,) old row of each, -1 if new
+        origin: Any = np.arange(max(draft.passages, added.stop), dtype=np.int64)  # (passages,) old row of each, -1 if new
         origin[added.start :] = -1
-        for new, old in moves.items():
-            origin[new] = origin[old]
-        origin = origin[: draft.passages]
+        for new, last in moves.items():
+            origin[new] = origin[last]
+        origin = origin[: draft.passages].copy()
         rows = np.flatnonzero(origin < 0).tolist()
         old = None if anew else self.old
         lexical.update(folder, old, origin, ((row, draft.text(row)) for row in rows), draft.db)
-        fresh = self._fresh(draft, rows)
+        fresh: Any = np.empty((0, 0), np.float16)
+        if rows:
+            fresh, self.report.chunks_encoded = embed(
+                draft, rows, self.encoder, self.directory, self.old, self.progress
+            )
         self.progress("writing", 0, 1)
         identity = self.manifest.encoder if self.manifest and self._encoder is None else self.encoder.identity.as_dict()
         dimension = int(identity["dimension"])
@@ -408,89 +391,9 @@ class _Build:
     def _old_precision(self) -> str:
         return self.manifest.precision if self.manifest else "fp32"
 
-    def _fresh(self, draft: Draft, rows: list[int]) -> Any:
-        """Vectors of new passages, (len(rows), dimension): from other generations, an unfinished build, or encoded."""
-        import numpy as np
-
-        if not rows:
-            return np.empty((0, 0), np.float16)
-        encoder = self.encoder
-        result = np.empty((len(rows), encoder.identity.dimension), np.float16)
-        at = {key: i for i, key in enumerate(draft.keys(rows))}
-        for i, vector in self._known(at):
-            result[i] = vector
-        salt = repr(sorted(encoder.identity.as_dict().items())).encode()
-        saved_as = {hashlib.sha256(salt + key).digest(): i for key, i in at.items()}
-        pending = Pending(self.directory / PENDING)
-        try:
-            for key, vector in pending.get(list(saved_as), encoder.identity.dimension).items():
-                result[saved_as.pop(key)] = vector
-            self._encode(draft, rows, saved_as, pending, result)
-        finally:
-            pending.close()
-        return result
-
-    def _known(self, at: dict[bytes, int]) -> Iterator[tuple[int, Any]]:
-        """Place and vector of the passages that a generation on disk has; they leave `at`."""
-        import numpy as np
-
-        for generation in [self.old, *disk.others(self.old)] if self.old else []:
-            with suppress(Exception):  # an old one that is damaged or just removed is no help, and no harm
-                manifest = disk.read_manifest(*_pinned(generation))
-                if manifest.encoder != self.encoder.identity.as_dict():
-                    continue
-                db = open_read_only(generation)
-                found = {}
-                for key in at:
-                    row = db.execute("SELECT row FROM passages WHERE key = ?", (key,)).fetchone()
-                    if row:
-                        found[key] = row[0]
-                db.close()
-                values = vectors.Vectors(generation).get(np.array(list(found.values()), np.int64))
-                for key, vector in zip(found, values, strict=True):
-                    yield at.pop(key), vector
-
-    def _encode(
-        self, draft: Draft, rows: list[int], wanted: dict[bytes, int], pending: Pending, result: Any
-    ) -> None:
-        """Fills in the vectors of `wanted` (key to place in `rows`), each batch saved as soon as it is finished."""
-        import numpy as np
-
-        texts = [(key, i, draft.text(rows[i])) for key, i in wanted.items()]
-        texts.sort(key=lambda item: -len(item[2]))
-        choose = getattr(self.encoder, "choose_precision", None)
-        if choose and len(texts) >= ENCODED_AT_ONCE:
-            choose()
-        for first in range(0, len(texts), ENCODED_AT_ONCE):
-            self.progress("encoding", first, len(texts))
-            batch = texts[first : first + ENCODED_AT_ONCE]
-            step = first  # bound now: the encoder calls back within this round
-            found = self.encoder.encode(
-                [text for _, _, text in batch],
-                lambda done, step=step: self.progress("encoding", step + done, len(texts)),  # type: ignore[misc]
-            )
-            pending.put([key for key, _, _ in batch], np.asarray(found, np.float32))
-            result[[i for _, i, _ in batch]] = found
-        self.report.chunks_encoded = len(texts)
-
-
-def _pinned(generation: Path) -> tuple[Path, str]:
-    return generation, disk.sha256(generation / disk.MANIFEST)
-
 
 def _listed(plan: Plan) -> list[dict[str, Any]]:
     return [{**row, "include": list(row["include"]), "exclude": list(row["exclude"])} for row in plan.roots_as_json()]
-
-
-def _named_apart(documents: list[Document]) -> list[Document]:
-    """The documents of one file, those of equal names told apart by a number: `id`, `id~2`."""
-    seen: Counter[str] = Counter()
-    named = []
-    for document in documents:
-        seen[document.record] += 1
-        again = seen[document.record] > 1
-        named.append(replace(document, record=f"{document.record}~{seen[document.record]}") if again else document)
-    return named
 
 
 def _absolute(path: Path) -> Path:
