@@ -380,10 +380,10 @@ class Index:
         )
         with self._read():
             places = self._db.execute(sql, (row, *parameters)).fetchall()
-            chunk_id, path, record, *rest = places[0]
+            chunk_id, _, _, page, heading, start, end, text = places[0]
         sources = dict.fromkeys(source_of(place[1], place[2]) for place in places)
         source, *also = sources
-        return Hit(0, 0.0, chunk_id, source, *rest, also=also)
+        return Hit(0, 0.0, chunk_id, source, page, heading, start, end, text, also=also)
 
     def _expanded(self, hit: Hit, neighbours: int) -> Hit:
         """A hit with the passages beside it, as far as nothing but blanks stands between."""

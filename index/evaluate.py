@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from index import beir
-from index.build import Progress, build
+from index.build import build
+from index.embedding import Progress
 from index.engine import Index, Mode
 from index.errors import LoadError
 from index.paths import home

@@ -29,6 +29,7 @@ def convex(dense: "Floats", lexical: "Floats", weight: float = DENSE_WEIGHT) -> 
 def _min_max(scores: "Floats") -> "Floats":
     low, high = scores.min(), scores.max()
     if high > low:
-        return (scores - low) / (high - low)
-    equal: Floats = (scores > 0).astype(scores.dtype)  # one candidate, or no word of the query in any
-    return equal
+        stretched: Floats = (scores - low) / (high - low)
+    else:  # one candidate, or no word of the query in any
+        stretched = (scores > 0).astype(scores.dtype)
+    return stretched

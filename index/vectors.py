@@ -159,8 +159,8 @@ class Vectors:
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        few = self.coarse is None or (allowed is not None and allowed.sum() <= EXACT_UP_TO)
-        if few:
+        few = allowed is not None and allowed.sum() <= EXACT_UP_TO
+        if self.coarse is None or few:
             given = {} if selector is None else {"params": faiss.SearchParameters(sel=selector)}
             scores, rows = self.exact.search(query[None], k, **given)  # (1, k) each, best first
             return rows[0], scores[0]
