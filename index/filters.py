@@ -1,13 +1,16 @@
-"""What a search is narrowed to: `source=guides/*.md`, `format=pdf`, `title=`, `heading=`, `page=2-5`. Knows no ranking."""
+"""What a search is narrowed to: source=guides/*.md, format=pdf, title=, heading=, page=2-5. Knows no ranking."""
 
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
-from pathlib import Path, PurePath
+from fnmatch import fnmatchcase
+from pathlib import PurePath
 
 from index.errors import QueryInvalid
 
 Value = str | int | Sequence[str | int]
+LAST_PAGE = 2**62
+"""Beyond any; SQLite's numbers end soon after."""
 KEYS = ("source", "format", "title", "heading", "page")
 
 
@@ -37,18 +40,26 @@ def where(filters: Mapping[str, Value], db: sqlite3.Connection) -> tuple[str, li
     conditions: list[str] = []
     parameters: list[str | int] = []
     for key, value in filters.items():
-        values = [value] if isinstance(value, str | int) else list(value)
+        values = [_text(one) for one in (value if isinstance(value, list | tuple | set | frozenset) else [value])]
         if key in ("source", "format", "title"):
-            conditions.append(f"file IN ({_files(key, [str(v) for v in values], db)})")
+            conditions.append(f"file IN ({_files(key, values, db)})")
         elif key == "heading":
-            conditions.append("(" + " OR ".join("heading LIKE ? ESCAPE '\\'" for _ in values) + ")")
-            parameters += [f"%{_escaped(str(v))}%" for v in values]
+            conditions.append(_either("instr(casefold(heading), ?)", values))
+            parameters += [words.casefold() for words in values]
         elif key == "page":
-            conditions.append("(" + " OR ".join("page BETWEEN ? AND ?" for _ in values) + ")")
-            parameters += [edge for v in values for edge in _pages(v)]
+            conditions.append(_either("page BETWEEN ? AND ?", values))
+            parameters += [edge for words in values for edge in _pages(words)]
         else:
             raise QueryInvalid(f"there is no filter '{key}': use {', '.join(KEYS)}")
     return " AND ".join(conditions) or "1", parameters
+
+
+def _text(value: object) -> str:
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _either(condition: str, values: Sequence[str]) -> str:
+    return "(" + (" OR ".join(condition for _ in values) or "0") + ")"
 
 
 def _files(key: str, values: list[str], db: sqlite3.Connection) -> str:
@@ -60,7 +71,7 @@ def _files(key: str, values: list[str], db: sqlite3.Connection) -> str:
         suffixes = {"." + value.lower().removeprefix(".") for value in values}
         found = [i for i, path, _ in rows if PurePath(path).suffix.lower() in suffixes]
     else:
-        found = [i for i, _, title in rows if any(fnmatch(title.lower(), v.lower()) for v in values)]
+        found = [i for i, _, title in rows if any(_fits(title.casefold(), v.casefold()) for v in values)]
     return ", ".join(map(str, found))
 
 
@@ -68,24 +79,23 @@ class _SourceTest:
     """Whether a path is a document, lies in a folder, or matches a pattern."""
 
     def __init__(self, value: str) -> None:
-        self._pattern = value
-        self._absolute = str(Path(value).absolute()) if not any(c in value for c in "*?[") else ""
+        self._pattern, self._end = value, "/" + value
+        self._absolute = os.path.abspath(value)  # noqa: PTH100  (resolve follows links)
+        self._folder = self._absolute.rstrip("/") + "/"
 
     def __call__(self, path: str) -> bool:
-        if self._absolute and (path == self._absolute or path.startswith(self._absolute.rstrip("/") + "/")):
+        if path == self._absolute or path.startswith(self._folder) or path.endswith(self._end):
             return True
-        if self._absolute and path.endswith("/" + self._pattern.lstrip("/")):
-            return True
-        return fnmatch(path, self._pattern) or fnmatch(path, "*/" + self._pattern)
+        return fnmatchcase(path, self._pattern) or fnmatchcase(path, "*/" + self._pattern)
 
 
-def _escaped(words: str) -> str:
-    return words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+def _fits(words: str, pattern: str) -> bool:
+    return words == pattern or fnmatchcase(words, pattern)
 
 
-def _pages(value: str | int) -> tuple[int, int]:
-    first, dash, last = str(value).partition("-")
+def _pages(value: str) -> tuple[int, int]:
+    first, dash, last = value.partition("-")
     try:
-        return int(first), int(last) if dash else int(first)
+        return min(int(first), LAST_PAGE), min(int(last if dash else first), LAST_PAGE)
     except ValueError:
-        raise QueryInvalid(f"'{value}' is no page: give a number or a range, as in page=2-5") from None
+        raise QueryInvalid(f"'{value[:40]}' is no page: give a number or a range, as in page=2-5") from None

@@ -114,9 +114,11 @@ def open_read_only(generation: Path) -> sqlite3.Connection:
     """The tables of a generation; may be shared by threads."""
     uri = (generation / CHUNKS).resolve().as_uri()
     try:
-        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
     except sqlite3.OperationalError as error:
         raise damaged(generation.parent, f"{generation.name}/{CHUNKS} cannot be opened") from error
+    db.create_function("casefold", 1, str.casefold, deterministic=True)  # SQLite's own LIKE folds only ASCII
+    return db
 
 
 def read_files(db: sqlite3.Connection) -> dict[str, FileRow]:
