@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from index import bert
 from index.modelfiles import ModelFiles
-from index.precision import cores
+from index.precision import cores, patient_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,7 @@ class Model(Protocol):
 
 def load_model(files: ModelFiles, precision: str) -> Model:
     """The model in a precision, "fp32" or "bf16", on the first GPU or on all the cores that this process may use."""
+    patient_threads()
     import torch
 
     torch.set_num_threads(cores())

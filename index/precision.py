@@ -1,11 +1,14 @@
 """fp32 or bf16, whichever encodes faster on this machine: guessed by the processor, or measured and remembered."""
 
+import ctypes
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from index import memo
@@ -18,6 +21,26 @@ ENOUGH = 0.5
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def patient_threads() -> None:
+    """Has PyTorch's threads wait for each other asleep rather than spinning, where PyTorch is not imported yet.
+
+    A thread that spins takes the processor from the one it waits for. Beside three busy processes on two cores this
+    encodes 42 passages/s in place of 16, and on an idle machine as many as before. libgomp reads the variable when it
+    is loaded: it stands for that moment only, since llama.cpp's process, which inherits it, does better spinning.
+    """
+    spec = None if "torch" in sys.modules else find_spec("torch")
+    found = Path(spec.origin).parent.glob("lib/libgomp*.so*") if spec and spec.origin else iter(())
+    library = next(iter(sorted(found)), None)
+    if library is None or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        return
+    os.environ["GOMP_SPINCOUNT"] = "2000"
+    try:
+        with suppress(OSError):
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def remembered(fingerprint: str) -> str | None:
@@ -33,6 +56,7 @@ def remember(fingerprint: str, precision: str) -> None:
 
 def guessed() -> str:
     """bf16 where the processor multiplies it natively, fp32 elsewhere (where bf16 is mostly slower)."""
+    patient_threads()
     import torch
 
     if torch.cuda.is_available():

@@ -167,6 +167,8 @@ encoder = SentenceEncoder()
 print(encoder.identity.fingerprint, encoder.window, encoder.tokenize("two words"), *sorted(sys.modules))
 encoder.encode(["a text"])
 print(*sorted(sys.modules))
+import os
+assert "GOMP_SPINCOUNT" not in os.environ
 """
 
 
