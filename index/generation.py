@@ -157,8 +157,8 @@ def read_manifest(generation: Path, digest: str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(directory, f"{where} does not have its form ({type(error).__name__})") from error
     for name, part in parts.items():
-        if error := _wrong(generation / name, part, whole):
-            raise damaged(directory, f"{generation.name}/{name} {error}")
+        if fault := _wrong(generation / name, part, whole):
+            raise damaged(directory, f"{generation.name}/{name} {fault}")
     return manifest
 
 

@@ -123,7 +123,7 @@ def open_read_only(generation: Path) -> sqlite3.Connection:
 
 def read_files(db: sqlite3.Connection) -> dict[str, FileRow]:
     """All files, by path."""
-    return {row[0]: FileRow(*row[:-1], bool(row[-1])) for row in db.execute(f"SELECT {FILE_COLUMNS} FROM files")}
+    return {row[0]: FileRow(*row) for row in db.execute(f"SELECT {FILE_COLUMNS} FROM files")}
 
 
 class Draft:
