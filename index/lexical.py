@@ -224,7 +224,7 @@ class Lexical:
 
         try:
             self._bm25 = bm25s.BM25.load(generation / FOLDER, mmap=True, load_vocab=False, verbosity=0)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise damaged(generation.parent, f"{generation.name}/{FOLDER} cannot be read") from error
         self._db = db
         self.count = int(self._bm25.scores["num_docs"])

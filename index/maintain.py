@@ -50,7 +50,7 @@ def _logical(generation: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
         finally:
             db.close()
         yield from _vectors(generation, manifest)
-    except (RagError, sqlite3.DatabaseError, OSError, ValueError, TypeError) as error:
+    except (RagError, sqlite3.DatabaseError, OSError, EOFError, ValueError, TypeError) as error:
         yield generation.name, f"cannot be read ({' '.join(str(error).split())[:200]})"
 
 
