@@ -11,12 +11,18 @@ import pytest
 
 from index.chunker import Chunk, ChunkSettings, chunk
 from index.document import Block, Document
-from index.loaders import load, paragraphs
+from index.loaders import load as load_all
+from index.loaders import paragraphs
 from tests.conftest import ROOT, WordEncoder
 
 DEFAULT = ChunkSettings()
 SMALL = ChunkSettings(max_tokens=12, min_tokens=4, overlap_tokens=5, max_chars=60)
 tokenize = WordEncoder().tokenize
+
+
+def load(path: Path, data: bytes) -> Document:
+    [document] = load_all(path, data)
+    return document
 
 
 def markdown(text: str) -> Document:
