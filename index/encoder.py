@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -294,10 +294,14 @@ def _reason(error: Exception) -> str:
 
 
 def _downloaded(hub_id: str) -> str:
-    """Folder of a Hub model in the Hub's cache, fetched when it is not there yet."""
+    """Folder of a Hub model in the Hub's cache, fetched when it is not there; a newer version does not replace it."""
     from huggingface_hub import snapshot_download
 
     skipped = ["*.onnx", "*.h5", "*.ot", "*.msgpack", "openvino/*", "onnx/*"]
+    with suppress(Exception):  # whatever is wrong with the cache, fetching tells
+        folder = Path(snapshot_download(hub_id, ignore_patterns=skipped, local_files_only=True))
+        if ModelFiles(folder).weights():  # other programs fetch single files into the same cache
+            return str(folder)
     try:
         return str(snapshot_download(hub_id, ignore_patterns=skipped))
     except Exception as error:  # no network, no such model, no room

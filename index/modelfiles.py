@@ -94,7 +94,7 @@ class ModelFiles:
         A digest is kept by the files' path, size and times of change, as reading gigabytes takes seconds. The time of
         the last change of the inode is among them: it moves even when a copy keeps the time of modification.
         """
-        files = self._weights()
+        files = self.weights()
         stats = [(str(file.resolve()), file.stat()) for file in files]
         key = repr([(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats])
         known = memo.get("fingerprints", key)
@@ -104,7 +104,8 @@ class ModelFiles:
         memo.put("fingerprints", key, found)
         return found
 
-    def _weights(self) -> list[Path]:
+    def weights(self) -> list[Path]:
+        """The weight files, in the order of the model's parts."""
         folders = dict.fromkeys(module.folder for module in self.modules)
         found = [file for folder in folders for file in _weights_in(folder, folder != self.folder)]
         if not found:

@@ -401,6 +401,22 @@ def test_a_model_that_cannot_be_fetched_is_told_in_one_line() -> None:
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 
+def test_a_model_in_the_hubs_cache_is_used_without_asking_the_hub(tmp_path: Path) -> None:
+    cached = tmp_path / "models--owner--name"
+    shutil.copytree(locate()[1], cached / "snapshots" / ("a" * 40), ignore=shutil.ignore_patterns("*.safetensors"))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    code = "from index.encoder import SentenceEncoder; print(SentenceEncoder('owner/name').identity)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    assert "there are no weights" in run().stderr  # a part of it is not enough, and the rest cannot be fetched here
+    (cached / "snapshots" / ("a" * 40) / "model.safetensors").symlink_to(Path(locate()[1]) / "model.safetensors")
+    assert "name='owner/name', dimension=384, fingerprint='53aa51172d142c89'" in run().stdout
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A copy of the bundled encoder, to be harmed: its large files are links."""
