@@ -103,6 +103,12 @@ def test_words_in_odd_places_of_a_word_document(xml: str, shown: str | None) -> 
     assert texts == ["x"] + ([shown] if shown else [])
 
 
+def test_strict_open_xml_is_read() -> None:
+    strict = 'xmlns:w="http://purl.oclc.org/ooxml/wordprocessingml/main"'
+    body = f"<w:document {strict}><w:body><w:p><w:r><w:t>They are shy.</w:t></w:r></w:p></w:body></w:document>"
+    assert one("a.docx", zipped({"word/document.xml": body})).text == "They are shy."
+
+
 def test_an_outline_level_makes_a_heading() -> None:
     xml = f'<w:p {W}><w:pPr><w:outlineLvl w:val="2"/></w:pPr>{RUN.format("Deep")}</w:p>'
     assert blocks(one("a.docx", word(xml))) == [("heading3", "Deep")]

@@ -35,10 +35,10 @@ CODE = """
     .asm .awk .bash .bat .bib .c .cc .clj .cls .cmake .cpp .cs .css .cu .cxx .dart .diff .el .erl .ex .exs .f90 .fish
     .gd .glsl .go .gradle .groovy .h .hh .hpp .hs .hxx .java .jl .js .jsx .kt .kts .less .lisp .lua .m .mjs .mk .ml .mm
     .nim .nix .patch .php .pl .pm .proto .ps1 .py .pyi .pyx .r .rb .rkt .rs .sas .sass .scala .scm .scss .sh .sol .sql
-    .sty .sv .svelte .swift .tcl .tex .tf .ts .tsx .v .vb .vhd .vim .vue .xml .xsd .xsl .zig .zsh
+    .sty .sv .svelte .swift .tcl .tf .ts .tsx .v .vb .vhd .vim .vue .xml .xsd .xsl .zig .zsh
 """
 SETTINGS = ".yaml .yml .toml .ini .cfg .conf .properties .env .editorconfig .service .desktop"
-TEXT = ".txt .text .log .asc .adoc .asciidoc .org .srt .vtt .man .pod .textile .wiki .me .1st"
+TEXT = ".txt .text .log .asc .adoc .asciidoc .org .srt .tex .vtt .man .pod .textile .wiki .me .1st"
 BINARY = ".pdf .docx .docm .pptx .pptm .xlsx .xlsm .xlsb .xls .odt .ott .ods .odp .otp .epub .rtf"
 
 LOADERS: dict[str, Callable[[Source], list[Document]]] = {

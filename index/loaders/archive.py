@@ -4,6 +4,7 @@ Nothing is ever unpacked to disk, so names of entries are harmless.
 """
 
 import io
+import re
 import zipfile
 import zlib
 from pathlib import PurePosixPath
@@ -17,6 +18,8 @@ MAX_RATIO, RATIO_COUNTS_FROM = 150, 64 << 20
 """Texts shrink to a tenth, some tables to a fiftieth; what shrinks more and is large was made to harm."""
 
 REL = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+STRICT = re.compile(rb"http://purl\.oclc\.org/ooxml/(\w+)/(\w+)")
+"""Office's other names for its namespaces, in files saved as "Strict Open XML"."""
 CORE_TITLE = ".//{http://purl.org/dc/elements/1.1/}title"
 
 
@@ -87,6 +90,8 @@ def parse_xml(data: bytes, name: str) -> Any:
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True, remove_pis=True
     )
+    if b"//purl.oclc.org/ooxml/" in data[:10_000]:
+        data = STRICT.sub(rb"http://schemas.openxmlformats.org/\1/2006/\2", data)
     try:
         return etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from index.document import Document
-from index.loaders.builder import Builder
+from index.loaders.builder import MAX_COLUMNS, Builder
 from index.loaders.source import Source
 from index.loaders.text import decode
 
@@ -273,7 +273,9 @@ def _spread(rows: list[list[Any]]) -> Iterator[list[str]]:
     open_: dict[int, tuple[int, str]] = {}
     for row in rows:
         texts: list[str] = []
-        for cell in row:
+        for cell in row[:MAX_COLUMNS]:
+            if len(texts) > MAX_COLUMNS:
+                break
             while len(texts) in open_:
                 texts.append(_still(open_, len(texts)))
             text = _cell(cell)

@@ -13,7 +13,6 @@ from index.loaders.builder import Builder
 from index.loaders.source import Source
 
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-STRICT = b"http://purl.oclc.org/ooxml/wordprocessingml/main"
 VAL = f"{W}val"
 MATH_TEXT = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
 # Deleted, moved away, or said a second time for old programs.
