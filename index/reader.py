@@ -193,14 +193,17 @@ class _Worker:
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._poll = select.poll()
         self._poll.register(self._stdout, select.POLLIN)
-        self._end, self._peak = threading.Lock(), 0
+        self._end, self._peak, self._first_peak = threading.Lock(), 0, 0
 
     def starts(self) -> bool:
         """Waits until it is ready; False if it does not get there."""
         try:
-            return self._frame(time.monotonic() + START)[0] == b"R"
-        except _Lost:
+            kind, data = self._frame(time.monotonic() + START)
+            # Linux counts from before the program was loaded, when it was a copy of ours, with all that we hold.
+            self._first_peak = int(bytes(data)) * 1024
+        except (_Lost, ValueError):
             return False
+        return kind == b"R"
 
     def read(self, result: Read, ocr: bool) -> bool:
         """Fills in what is read; returns whether the worker can go on."""
@@ -256,7 +259,7 @@ class _Worker:
     def _lost(self) -> _Lost:
         """Why it died by itself."""
         status, peak = self._wait()
-        if peak > self._limits.memory * 0.8:
+        if peak > max(self._first_peak, self._limits.memory * 0.8):
             return _Lost(f"needs more than the {size(self._limits.memory)} of memory that a file may")
         # Nothing that a file does sends SIGKILL: it was the system, short of memory, or a person.
         return _Lost(f"crashes the program that reads it ({_ending(status)})", again=status == -signal.SIGKILL)

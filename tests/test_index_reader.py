@@ -261,6 +261,13 @@ def test_a_bad_file_costs_itself_alone(folder: Path, suffix: str, reason: str) -
 
 
 @pytest.mark.usefixtures("hostile")
+def test_the_programs_own_memory_is_not_the_files(folder: Path) -> None:
+    held = b"x" * 400_000_000
+    [result] = read(*write(folder, a_segfault="x"), limits=Limits(memory=300 * 2**20))
+    assert result.error == "crashes the program that reads it (SIGSEGV)" and held
+
+
+@pytest.mark.usefixtures("hostile")
 @pytest.mark.parametrize("suffix", ["hang", "sleep"])
 def test_a_file_that_hangs_is_given_up(folder: Path, suffix: str) -> None:
     paths = write(folder, a_txt="before", **{f"b_{suffix}": "x"}, c_txt="after")

@@ -1,8 +1,11 @@
 """The process that runs the loaders. It may be killed, or die of a hostile file, at any time; see index/reader.py.
 
 Requests come in on stdin, a JSON object a line: {"path", "ocr"}. Frames go out on stdout, each led by its kind and its
-length: `R` (ready), `F` (the file was read: {"size", "mtime_ns", "sha256"}), `D` (the documents, as in wire.py, with
-{"error", "again", "warnings", "retire"}). When stdin closes, the process ends at once.
+length. When stdin closes, the process ends at once.
+
+    R   ready: the most memory that was in use so far, in KiB
+    F   the file was read: {"size", "mtime_ns", "sha256"}
+    D   the documents, as in wire.py, with {"error", "again", "warnings", "retire"}
 """
 
 import hashlib
@@ -35,7 +38,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     baseline = _data_size()
     _confine(baseline + limits["memory"])
-    _send(out, b"R", b"")
+    _send(out, b"R", json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
     while True:
         request = requests.get()
         # A loader that holds the interpreter's lock keeps the listener from seeing that the program is gone.
