@@ -353,7 +353,8 @@ class _Build:
         moves = draft.compact()
         if not draft.passages:
             raise NoDocuments("nothing would be left in the index: remove its folder instead, or index other documents")
-        origin: Any = np.arange(max(draft.passages, added.stop), dtype=np.int64)  # (passages,) old row of each, -1 if new
+        # (passages,) old row of each, -1 if new
+        origin: Any = np.arange(max(draft.passages, added.stop), dtype=np.int64)
         origin[added.start :] = -1
         for new, last in moves.items():
             origin[new] = origin[last]

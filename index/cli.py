@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from index.build import BuildReport
 
 MODES = ("hybrid", "dense", "lexical")
+ALSO = 3
+"""Copies of a hit that are named to a person."""
 LISTED = 20
 """Warnings and failures printed for a person; `--json` has all."""
 
@@ -57,13 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 def _build_options(build: argparse.ArgumentParser) -> None:
     build.add_argument("paths", nargs="*", metavar="PATH", help="files and folders (default: those of earlier builds)")
     build.add_argument("--rebuild", action="store_true", help="start from nothing; keep only what is under PATH")
-    build.add_argument("--include", action="append", metavar="GLOB", help="read only files that match (may be repeated)")
-    build.add_argument("--exclude", action="append", metavar="GLOB", help="leave out files that match (may be repeated)")
+    build.add_argument("--include", action="append", metavar="GLOB", help="read only matching files (may be repeated)")
+    build.add_argument("--exclude", action="append", metavar="GLOB", help="leave out matching files (may be repeated)")
     build.add_argument(
         "--no-ignore", action="store_true", default=None, help="read also what .gitignore and .ragignore name"
     )
     build.add_argument("--chunk-tokens", type=_tokens, metavar="N", help="most tokens in a passage (default: 128)")
-    build.add_argument("--ocr", action="store_true", default=None, help="read scanned PDFs (needs the extra: pip install '.[ocr]')")
+    build.add_argument(
+        "--ocr", action="store_true", default=None, help="read scanned PDFs (the extra: pip install '.[ocr]')"
+    )
     build.add_argument("--strict", action="store_true", help="exit code 1 when a document cannot be read")
     build.add_argument("--watch", action="store_true", help="stay, and build again when files change")
 
@@ -82,6 +86,7 @@ def _search_options(search: argparse.ArgumentParser) -> None:
         "--filter",
         action="append",
         default=[],
+        type=console.words,
         metavar="KEY=VALUE",
         help="source=guides/*.md, format=pdf, title=…, heading=…, page=2-5; a key given twice means either",
     )
@@ -217,8 +222,10 @@ def _search(options: argparse.Namespace) -> dict[str, Any] | None:
         page = f" · page {hit.page}" if hit.page else ""
         say(f"[{hit.rank}] {hit.score:.3f}  {shown(hit.source)}{page} · {hit.heading}")
         say("    " + hit.text.replace("\n", "\n    "))
-        for source in hit.also:
+        for source in hit.also[:ALSO]:
             say(f"    also in {shown(source)}")
+        if len(hit.also) > ALSO:
+            say(f"    and in {len(hit.also) - ALSO} more documents")
         say()
     if not hits:
         say("no passage matches")

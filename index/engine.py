@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -33,7 +34,7 @@ Mode = Literal["hybrid", "dense", "lexical"]
 CANDIDATES = 100
 """Passages of each ranking that are fused, at least."""
 RERANKED = 50
-"""Passages that a reranker reads."""
+"""Passages that a reranker reads, or as many as are asked for."""
 COPY = 0.9
 """Share of their different terms that two passages have in common when one is a copy of the other (Jaccard)."""
 READ_BY_PEOPLE = 20
@@ -41,6 +42,8 @@ READ_BY_PEOPLE = 20
 GAP = 16
 """Most characters between neighbouring passages that are blanks and rules, not words that were left out."""
 FILTERS_KEPT = 8
+FARTHEST = 10_000
+"""Most neighbouring passages that are joined to a hit on either side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """What the ranking is by: 0 to 1 among the candidates of a hybrid search, else `cosine`, `bm25` or the reranker's."""
+    """What the ranking is by: 0 to 1 among a hybrid search's candidates, else `cosine`, `bm25` or the reranker's."""
     chunk_id: str
     source: str
     """Absolute path of the document; for a file of several, `path#record`."""
@@ -102,19 +105,21 @@ class Index:
         self, generation: Path, digest: str, encoder: Encoder | Callable[[], Encoder] = SentenceEncoder
     ) -> None:
         self.directory, self.name = generation.parent, generation.name
-        try:
-            self._use = disk.in_use(generation)
-        except OSError as error:
-            raise disk.damaged(self.directory, f"{self.name}/{disk.MANIFEST} is missing") from error
-        self.manifest = disk.read_manifest(generation, digest)
         self._make_encoder = encoder
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
-        self._db = open_read_only(generation)
-        self._vectors = Vectors(generation)
-        self._lexical = Lexical(generation, self._db)
         self._allowed: dict[str, Allowed] = {}
-        self._check()
+        with ExitStack() as files:
+            try:
+                files.enter_context(disk.in_use(generation) or nullcontext())
+            except OSError as error:
+                raise disk.damaged(self.directory, f"{self.name}/{disk.MANIFEST} is missing") from error
+            self.manifest = disk.read_manifest(generation, digest)
+            self._db = files.enter_context(closing(open_read_only(generation)))
+            self._vectors = files.enter_context(closing(Vectors(generation)))
+            self._lexical = Lexical(generation, self._db)
+            self._check()
+            self._files = files.pop_all()
 
     @classmethod
     def open(
@@ -196,12 +201,12 @@ class Index:
         while True:
             ranked = self._ranked(query, vector, mode, wanted, allowed)
             if reranker:
-                ranked = self._reranked(query, ranked, reranker)
+                ranked = self._reranked(query, ranked, reranker, max(RERANKED, k))
             hits = self._distinct(ranked, k, condition, parameters)
             if len(hits) == k or wanted >= possible or len(ranked.rows) < wanted:
                 break
             wanted = min(4 * wanted, possible)  # more copies than allowed for
-        return [self._expanded(hit, expand) for hit in hits] if expand > 0 else hits
+        return [self._expanded(hit, min(expand, FARTHEST)) for hit in hits] if expand > 0 else hits
 
     def _narrowed(self, filters: Mapping[str, narrowing.Value]) -> "tuple[str, list[Any], Allowed | None]":
         """The filters as SQL, and the passages that they allow; None for all."""
@@ -245,15 +250,15 @@ class Index:
         rows = rows[order]
         return _Ranked(rows, fused[order], cosines[order], bm25[rows])
 
-    def _reranked(self, query: str, ranked: _Ranked, reranker: Reranker) -> _Ranked:
+    def _reranked(self, query: str, ranked: _Ranked, reranker: Reranker, count: int) -> _Ranked:
         import numpy as np
 
-        rows = ranked.rows[:RERANKED]
+        rows = ranked.rows[:count]
         texts = [self._passage(int(row)) for row in rows]
         scores = np.asarray(reranker.scores(query, texts), np.float32) if texts else ranked.scores[:0]
         order = np.argsort(-scores, kind="stable")
-        cosines = None if ranked.cosines is None else ranked.cosines[:RERANKED][order]
-        bm25 = None if ranked.bm25 is None else ranked.bm25[:RERANKED][order]
+        cosines = None if ranked.cosines is None else ranked.cosines[:count][order]
+        bm25 = None if ranked.bm25 is None else ranked.bm25[:count][order]
         return _Ranked(rows[order], scores[order], cosines, bm25)
 
     def _distinct(self, ranked: _Ranked, k: int, condition: str, parameters: list[Any]) -> list[Hit]:
@@ -345,10 +350,7 @@ class Index:
 
     def close(self) -> None:
         """Closes the files; the generation may be removed from now on."""
-        self._db.close()
-        self._vectors.close()
-        if self._use:
-            self._use.close()
+        self._files.close()
 
     def __enter__(self) -> "Index":
         return self

@@ -7,7 +7,7 @@ from typing import Any
 from index import beir
 from index.build import build
 from index.embedding import Progress
-from index.engine import Index, Mode
+from index.engine import RERANKED, Index, Mode
 from index.errors import LoadError
 from index.paths import home
 from index.rerank import Reranker, as_reranker
@@ -61,7 +61,7 @@ def evaluate_corpus(
             index.load_encoder().encode_query("warm up")
 
         def search(query: str, k: int) -> list[tuple[str, float]]:
-            hits = index.search(query, max(k, PASSAGES), mode, rerank=reranker)
+            hits = index.search(query, RERANKED if reranker else max(k, PASSAGES), mode, rerank=reranker)
             ranked = beir.documents((hit.source.partition("#")[2], hit.score) for hit in hits)
             return ranked[:k]
 

@@ -142,7 +142,9 @@ class Vectors:
             return os.pread(self._file.fileno(), size, offset)
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)[offset : offset + size]
 
-    def search(self, query: "Floats", k: int, allowed: "npt.NDArray[np.bool_] | None" = None) -> tuple["Rows", "Floats"]:
+    def search(
+        self, query: "Floats", k: int, allowed: "npt.NDArray[np.bool_] | None" = None
+    ) -> tuple["Rows", "Floats"]:
         """The `k` nearest rows, best first, and their cosines.
 
         Args:

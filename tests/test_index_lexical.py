@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from index import IndexDamaged, lexical
-from index.lexical import B, K1, Lexical, terms
+from index.lexical import K1, B, Lexical, terms
 
 TABLE = "CREATE TABLE terms (term TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID"
 
