@@ -37,8 +37,8 @@ CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 PARTS = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}(?![a-z])|[^\W_a-zA-Z]+|[^\W\d_]+")
 STOP_WORDS = frozenset(
     WORD.findall(
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-        "to was will with"
+        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
+        "this to was will with"
     )
 )
 
