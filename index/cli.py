@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from index import console
 from index.console import say
-from index.errors import RagError
+from index.errors import NoDocuments, RagError
 from index.paths import default_index, shown
 
 if TYPE_CHECKING:
     from index.build import BuildReport
 
 MODES = ("hybrid", "dense", "lexical")
+OTHER_KIND = "files of type"
+"""How scan.py begins the reason of a file whose format is not read."""
 ALSO = 3
 """Copies of a hit that are named to a person."""
 LISTED = 20
@@ -190,13 +192,21 @@ def _reported(report: "BuildReport", options: argparse.Namespace) -> dict[str, A
     )
     _list("failed", [(failed["path"], failed["error"]) for failed in report.files_failed])
     _list("warning", [(one["path"], one["warning"]) for one in report.warnings])
-    kinds = Counter(Path(skipped["path"]).suffix or "no suffix" for skipped in report.files_skipped)
-    if kinds:
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
-        say(f"  passed over: {len(report.files_skipped)} files of other kinds ({listed})")
+    _passed_over(report.files_skipped)
     if options.strict and report.files_failed:
         raise console.Failed(strictly, {})
     return None
+
+
+def _passed_over(skipped: list[dict[str, str]]) -> None:
+    unknown = [row for row in skipped if row["reason"].startswith(OTHER_KIND)]
+    reasons = Counter(row["reason"] for row in skipped if not row["reason"].startswith(OTHER_KIND))
+    for reason, count in reasons.most_common():
+        say(f"  passed over: {count} × {reason}")
+    kinds = Counter(Path(row["path"]).suffix for row in unknown)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+        say(f"  passed over: {len(unknown)} files of other kinds ({listed})")
 
 
 def _list(what: str, rows: list[tuple[str, str]]) -> None:
@@ -291,8 +301,11 @@ def _export(options: argparse.Namespace) -> dict[str, Any] | None:
     from index.maintain import passages
 
     out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise NoDocuments(f"'{out}' is a file: name a folder to write to (--out)")
+    rows = passages(options.index)
     out.mkdir(parents=True, exist_ok=True)
-    count = write_corpus(passages(options.index), out / "corpus.jsonl")
+    count = write_corpus(rows, out / "corpus.jsonl")
     if options.json:
         return {"corpus": str(out / "corpus.jsonl"), "passages": count}
     say(f"{out / 'corpus.jsonl'}: {count} passages")

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from index import generation as disk
 from index.errors import IndexDamaged, RagError
@@ -177,7 +177,10 @@ def passages(directory: str | Path | None = None) -> Iterator[dict[str, Any]]:
         NoIndex: there is no index.
         IndexDamaged: it is damaged.
     """
-    generation, _, use = disk.opened(Path(directory or default_index()))
+    return _chunks(*disk.opened(Path(directory or default_index())))
+
+
+def _chunks(generation: Path, _: Manifest, use: IO[bytes] | None) -> Iterator[dict[str, Any]]:
     db = open_read_only(generation)
     sql = (
         "SELECT chunk_id, heading, text, path, record, page, start, end FROM chunks "

@@ -329,3 +329,124 @@ def test_progress_bars_only_on_a_terminal_and_a_build_that_is_stopped_goes_on(tm
     done = rag_index(*command[1:])
     assert (done.returncode, done.stderr) == (0, "")
     assert one_object(done.stdout)["chunks"] == 70
+
+
+# --- care of an index
+
+
+def test_verify(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "gen-000001: every file, count and vector is as it was written\n"
+    assert run(capsys, "verify", "--index", words) == (0, told, "")
+    code, out, err = run(capsys, "verify", "--index", words, "--json")
+    assert (code, one_object(out), err) == (0, {"generation": "gen-000001", "faults": []}, "")
+    path = words / "gen-000001" / "vectors.faiss"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    code, out, err = run(capsys, "verify", "--index", words)
+    assert code == 1 and out.startswith("  damaged: ") and "vectors.faiss has changed since it was written" in out
+    assert err == f"rag-index: 1 faults. Run: rag-index build --rebuild FOLDER --index {words}\n"
+    code, out, err = run(capsys, "verify", "--index", words, "--json")
+    answer = one_object(out)
+    assert (code, len(answer["faults"]), err) == (1, 1, f"rag-index: {answer['error']}\n")
+
+
+def test_rm_gc_and_build(words: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(words.parent)
+    code, out, err = run(capsys, "rm", "docs/lunch.txt", "--index", words)
+    assert (code, out, err) == (0, "gen-000002: 1 documents taken out, 2 passages left\n", "")
+    assert "  kept out: docs/lunch.txt\n" in run(capsys, "status", "--index", words)[1]
+    code, out, _ = run(capsys, "build", "docs", "--index", words)
+    assert code == 0 and out.startswith("gen-000002: ") and "  passed over: 1 × taken out by rm\n" in out
+    code, out, err = run(capsys, "rm", "docs/lunch.txt", "--index", words, "--json")
+    told = "the index holds nothing at 'docs/lunch.txt'. What it holds: rag-index status --json"
+    assert (code, one_object(out), err) == (1, {"error": told}, f"rag-index: {told}\n")
+    code, out, err = run(capsys, "rm", "docs", "--index", words)
+    assert code == 1 and err.startswith("rag-index: nothing would be left in the index: remove its folder instead")
+    code, out, err = run(capsys, "gc", "--index", words, "--json")
+    assert (code, err) == (0, "") and one_object(out)["bytes_freed"] > 10_000
+    assert run(capsys, "gc", "--index", words) == (0, "0.0 MB freed\n", "")
+    assert sorted(path.name for path in words.glob("gen-*")) == ["gen-000002"]
+
+
+def test_export(words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "export", "--index", words, "--out", tmp_path / "a" / "b", "--json")
+    corpus = tmp_path / "a" / "b" / "corpus.jsonl"
+    assert (code, err, one_object(out)) == (0, "", {"corpus": str(corpus), "passages": 3})
+    rows = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+    assert len(rows) == 3 and all({"_id", "title", "text"} <= set(row) for row in rows)
+    code, out, err = run(capsys, "export", "--index", words, "--out", corpus)
+    assert (code, out, err) == (1, "", f"rag-index: '{corpus}' is a file: name a folder to write to (--out)\n")
+    assert run(capsys, "export", "--index", tmp_path / "none", "--out", tmp_path / "c")[0] == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        "corpus": '{"_id": "d1", "title": "", "text": "The okapi."}\n{"_id": "d2", "title": "", "text": "Oil."}\n',
+        "queries": '{"_id": "q1", "text": "okapi"}\n',
+        "qrels": "query-id\tcorpus-id\tscore\nq1\td1\t1\n",
+    }
+    given: list[str | Path] = ["--mode", "lexical", "--index", tmp_path / "index"]
+    for name, text in files.items():
+        path = tmp_path / f"{name}.{'tsv' if name == 'qrels' else 'jsonl'}"
+        path.write_text(text)
+        given += [f"--{name}", path]
+    code, out, err = run(capsys, "eval", *given, "--json")
+    scores = one_object(out)
+    assert (code, err, scores["mode"], scores["passages"], scores["ndcg@10"]) == (0, "", "lexical", 2, 1.0)
+    code, out, err = run(capsys, "eval", *given)
+    assert (code, err) == (0, "") and "ndcg@10              1.0000\n" in out
+    code, out, err = run(capsys, "eval", *given, "--queries", tmp_path / "none.jsonl")
+    assert code == 1 and err.count("\n") == 1 and "none.jsonl" in err
+    assert run(capsys, "eval", "--corpus", "x")[0] == 2
+
+
+def test_search_options(real_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hits(*options: str) -> list[dict[str, Any]]:
+        code, out, err = run(capsys, "search", "the okapi and the oil", "--index", real_index, "--json", *options)
+        assert (code, err) == (0, "")
+        found: list[dict[str, Any]] = one_object(out)["hits"]
+        return found
+
+    names = [{Path(hit["source"]).name for hit in hits("--filter", f)} for f in ("format=html", "source=*.md")]
+    assert names == [{"engine.html"}, {"animals.md"}]
+    assert {Path(hit["source"]).name for hit in hits("--filter", "format=html", "--filter", "format=md")} == {
+        "engine.html",
+        "animals.md",
+    }
+    assert hits("--filter", "page=7") == []
+    lexical, dense = hits("--mode", "lexical"), hits("--mode", "dense")
+    assert all(hit["cosine"] is None for hit in lexical) and all(hit["bm25"] is None for hit in dense)
+    code, out, err = run(capsys, "search", "okapi", "--index", real_index, "--filter", "page=7")
+    assert (code, out, err) == (0, "no passage matches\n", "")
+    for filters, told in [
+        (["page=x"], "'x' is no page: give a number or a range, as in page=2-5"),
+        (["nope"], "the filter 'nope' is not of the form key=value"),
+        (["a=b"], "there is no filter 'a': use source, format, title, heading, page"),
+    ]:
+        code, out, err = run(capsys, "search", "okapi", "--index", real_index, "--filter", *filters)
+        assert (code, out) == (1, "") and err.startswith(f"rag-index: {told}") and err.count("\n") == 1
+
+
+def test_copies_are_named_and_many_are_counted(
+    tmp_path: Path, real_encoder: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for number in range(9):
+        (tmp_path / "docs" / f"{number}.md").write_text("# Okapi\n\nThe okapi lives in the Ituri rainforest.\n")
+    build([tmp_path / "docs"], tmp_path / "index", encoder=real_encoder)
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = run(capsys, "search", "okapi", "--index", "index", "--mode", "lexical")
+    assert [line for line in out.splitlines() if (" in " in line and "docs" in line) or "more" in line] == [
+        *(f"    also in docs/{number}.md" for number in (1, 2, 3)),
+        "    and in 5 more documents",
+    ]
+
+
+def test_strict_fails_where_a_document_does(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "build", "--index", words)[0] == 0
+    code, out, err = run(capsys, "build", "--index", words, "--strict")
+    told = "1 documents could not be read; the others are in the index"
+    assert (code, err) == (1, f"rag-index: {told}\n") and "failed: " in out
+    code, out, _ = run(capsys, "build", "--index", words, "--strict", "--json")
+    answer = one_object(out)
+    assert (code, answer["error"], len(answer["files_failed"])) == (1, told, 1)
