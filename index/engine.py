@@ -108,7 +108,7 @@ class Index:
         self._make_encoder = encoder
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
-        self._allowed: dict[str, Allowed] = {}
+        self._allowed: dict[str, tuple[str, list[Any], Allowed]] = {}
         with ExitStack() as files:
             try:
                 files.enter_context(disk.in_use(generation) or nullcontext())
@@ -214,17 +214,17 @@ class Index:
 
         if not filters:
             return "1", [], None
+        key = repr((Path.cwd(), *filters.items()))  # paths may be relative
         with self._read():
-            condition, parameters = narrowing.where(filters, self._db)
-            key = repr((condition, parameters))
             if key not in self._allowed:
+                condition, parameters = narrowing.where(filters, self._db)
                 rows = self._db.execute(f"SELECT row FROM chunks WHERE {condition}", parameters).fetchall()
                 allowed = np.zeros(self.manifest.passages, bool)
                 allowed[np.fromiter((row for (row,) in rows), np.int64, len(rows))] = True
                 while len(self._allowed) >= FILTERS_KEPT:
                     del self._allowed[next(iter(self._allowed))]
-                self._allowed[key] = allowed
-            return condition, parameters, self._allowed[key]
+                self._allowed[key] = condition, parameters, allowed
+            return self._allowed[key]
 
     def _ranked(
         self, query: str, vector: "Floats | None", mode: Mode, wanted: int, allowed: "Allowed | None"
