@@ -7,7 +7,7 @@
 
 from index.build import BuildReport, build
 from index.chunker import ChunkSettings
-from index.engine import Hit, Index
+from index.engine import Index
 from index.errors import (
     EncoderNotFound,
     IndexBusy,
@@ -19,6 +19,7 @@ from index.errors import (
     QueryInvalid,
     RagError,
 )
+from index.hit import Hit
 
 __all__ = [
     "BuildReport",

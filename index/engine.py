@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,10 +14,11 @@ from index import generation as disk
 from index.encoder import Encoder, SentenceEncoder, mismatch
 from index.errors import IndexDamaged, QueryInvalid
 from index.fusion import convex
+from index.hit import FARTHEST, Box, Hit, around, boxes, expanded
 from index.lexical import Lexical, terms
 from index.paths import default_index
 from index.rerank import Reranker, as_reranker
-from index.store import open_read_only, source_of, words_between
+from index.store import open_read_only, source_of
 from index.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -39,53 +40,7 @@ COPY = 0.9
 """Share of their different terms that two passages have in common when one is a copy of the other (Jaccard)."""
 READ_BY_PEOPLE = 20
 """In longer lists, which programs read, only equal texts count as copies: telling near ones costs time."""
-GAP = 16
-"""Most characters between neighbouring passages that are blanks and rules, not words that were left out."""
 FILTERS_KEPT = 8
-FARTHEST = 10_000
-"""Most neighbouring passages that are joined to a hit on either side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A passage found, with all that is needed to open it at its place."""
-
-    rank: int
-    """From 1."""
-    score: float
-    """What the ranking is by: 0 to 1 among a hybrid search's candidates, else `cosine`, `bm25` or the reranker's."""
-    chunk_id: str
-    source: str
-    """Absolute path of the document; for a file of several, `path#record`."""
-    page: int | None
-    """From 1; None for formats without pages."""
-    heading: str
-    """The headings above the passage, outermost first, joined by ' > '; the document's title or file name without."""
-    start: int
-    """First character of the passage in the document's extracted text."""
-    end: int
-    text: str
-    cosine: float | None = None
-    """Similarity of query and passage, -1 to 1; None in a lexical search."""
-    bm25: float | None = None
-    """0 or more; None in a dense search."""
-    also: list[str] = field(default_factory=list)
-    """Other documents that hold the same passage, or nearly."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A stretch of a line on a page, in points from the page's top left corner."""
-
-    page: int
-    left: float
-    top: float
-    right: float
-    bottom: float
 
 
 @dataclass(slots=True)
@@ -206,7 +161,7 @@ class Index:
             if len(hits) == k or wanted >= possible or len(ranked.rows) < wanted:
                 break
             wanted = min(4 * wanted, possible)  # more copies than allowed for
-        return [self._expanded(hit, min(expand, FARTHEST)) for hit in hits] if expand > 0 else hits
+        return [self._expanded(hit, expand) for hit in hits] if expand > 0 else hits
 
     def _narrowed(self, filters: Mapping[str, narrowing.Value]) -> "tuple[str, list[Any], Allowed | None]":
         """The filters as SQL, and the passages that they allow; None for all."""
@@ -288,36 +243,16 @@ class Index:
 
     def around(self, hit: Hit, characters: int = 600) -> tuple[str, str]:
         """What stands before and after a passage in its document, from the neighbouring passages."""
-        first, last = max(0, hit.start - characters), hit.end + characters
-        sql = (
-            "SELECT near.start, near.end, text FROM chunks AS here JOIN chunks AS near USING (file, record) "
-            "JOIN passages ON near.row = passages.row "
-            "WHERE here.chunk_id = ? AND near.start < ? AND near.end > ? ORDER BY near.start"
-        )
         with self._read():
-            rows = self._db.execute(sql, (hit.chunk_id, last, first)).fetchall()
-        return _stitched(rows, first, hit.start), _stitched(rows, hit.end, last)
+            return around(self._db, hit, characters)
 
     def boxes(self, hit: Hit, start: int | None = None, end: int | None = None) -> list[Box]:
         """Where a passage, or `start` to `end` of its document's text, stands on its page: a box a line.
 
         Empty for formats whose pages have no fixed layout.
         """
-        sql = "SELECT file, record FROM chunks WHERE chunk_id = ?"
         with self._read():
-            found = self._db.execute(sql, (hit.chunk_id,)).fetchone()
-            if not found or hit.page is None:
-                return []
-            first, last = hit.start if start is None else start, hit.end if end is None else end
-            words = words_between(self._db, found[0], found[1], hit.page, first, last)
-        lines: list[Box] = []
-        for word in words:
-            left, top, right, bottom = word.box
-            if lines and lines[-1].top < (top + bottom) / 2 < lines[-1].bottom and left >= lines[-1].left:
-                before = lines.pop()
-                top, bottom, left = min(top, before.top), max(bottom, before.bottom), before.left
-            lines.append(Box(word.page, left, top, right, bottom))
-        return lines
+            return boxes(self._db, hit, hit.start if start is None else start, hit.end if end is None else end)
 
     def as_retriever(self, **settings: Any) -> "IndexRetriever":
         """This index as a LangChain retriever; settings are those of `search`, such as `k=8` or `mode="lexical"`."""
@@ -388,24 +323,8 @@ class Index:
         return Hit(0, 0.0, chunk_id, source, page, heading, start, end, text, also=also)
 
     def _expanded(self, hit: Hit, neighbours: int) -> Hit:
-        """A hit with the passages beside it, as far as nothing but blanks stands between."""
-        sql = (
-            "SELECT near.start, near.end, text FROM chunks AS here JOIN chunks AS near USING (file, record) "
-            "JOIN passages ON near.row = passages.row "
-            "WHERE here.chunk_id = ? AND near.id BETWEEN here.id - ? AND here.id + ? ORDER BY near.start"
-        )
         with self._read():
-            rows = self._db.execute(sql, (hit.chunk_id, neighbours, neighbours)).fetchall()
-        start, end, text = hit.start, hit.end, hit.text
-        for first, last, more in rows:  # those after it, outwards
-            if first >= hit.start and last > end and first - end <= GAP:
-                text += " " * (first - end) + more[max(0, end - first) :]
-                end = last
-        for first, last, more in reversed(rows):
-            if last <= hit.end and first < start and start - last <= GAP:
-                text = more[: start - first] + " " * (start - last) + text
-                start = first
-        return replace(hit, start=start, end=end, text=text)
+            return expanded(self._db, hit, min(neighbours, FARTHEST))
 
 
 class _Reading:
@@ -439,14 +358,3 @@ def _top(scores: "Floats", wanted: int) -> "Rows":
 
 def _alike(these: set[str], those: set[str]) -> bool:
     return bool(these) and len(these & those) >= COPY * len(these | those)
-
-
-def _stitched(rows: list[tuple[int, int, str]], first: int, last: int) -> str:
-    """The text of `first` to `last` from passages that may overlap or leave blanks between them."""
-    pieces: list[str] = []
-    for start, end, text in rows:
-        low, high = max(start, first), min(end, last)
-        if low < high:
-            pieces.append(text[low - start : high - start])
-            first = high
-    return "\n".join(pieces)
