@@ -100,7 +100,7 @@ def build(
     )
     _check_places(directory, wish.paths)
     run = _Build(directory, wish, encoder, progress or (lambda *_: None))
-    run.ocr, run.limits = ocr, limits or Limits()
+    run.ocr, run.limits = ocr, limits
     with run.lock():
         return run.update(rebuild, settings)
 
@@ -138,7 +138,7 @@ class _Build:
     """One run of `build` or `remove`."""
 
     ocr: bool | None = None
-    limits = Limits()
+    limits: Limits | None = None
 
     def __init__(
         self, directory: Path, wish: Wish, encoder: Encoder | Callable[[], Encoder], progress: Progress
