@@ -123,9 +123,10 @@ class Vectors:
             self.exact = faiss.read_index(str(generation / VECTORS), faiss.IO_FLAG_MMAP_IFC)
             has_coarse = (generation / COARSE).exists()
             self.coarse = faiss.read_index(str(generation / COARSE), faiss.IO_FLAG_MMAP_IFC) if has_coarse else None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise damaged(generation.parent, f"{generation.name}/{VECTORS} is not a FAISS index") from error
         self.count, self.dimension = int(self.exact.ntotal), int(self.exact.d)
+        self._generation = generation
         self._file = (generation / VECTORS).open("rb")
 
     def get(self, rows: "Rows") -> "Floats":
@@ -169,7 +170,9 @@ class Vectors:
         wanted = min(max(CANDIDATES, 10 * k), self.count)
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=1)
         candidates = np.sort(self.coarse.search(query[None], wanted, params=parameters)[1][0])
-        candidates = candidates[candidates >= 0]
+        candidates = candidates[candidates >= 0]  # -1 where there are fewer
+        if len(candidates) and candidates[-1] >= self.count:
+            raise damaged(self._generation.parent, f"{self._generation.name}/{COARSE} names rows that are not there")
         cosines = self.get(candidates) @ query
         best = np.argsort(-cosines, kind="stable")[:k]
         return candidates[best], cosines[best]

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,35 @@ def test_words_that_are_damaged_are_damage_to_a_reader_too(where: Path) -> None:
         sign(where)
         with Index.open(where, WordEncoder()) as index, pytest.raises(IndexDamaged):
             index.boxes(hit)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damage_that_opening_does_not_look_for_is_damage_or_a_worse_answer(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large generations are not hashed whole at every opening: whatever their parts hold, nothing else may happen."""
+    monkeypatch.setattr(disk, "HASHED_AT_OPENING", 0)
+    monkeypatch.setattr(disk, "HEAD", 1 << 12)
+    monkeypatch.setattr("index.vectors.EXACT_UP_TO", 500)
+    rng, docs, where = random.Random(seed), tmp_path / "docs", tmp_path / "index"
+    docs.mkdir()
+    for n in range(12):
+        sections = (f"# S{i}\n\n{' '.join(f'w{n}x{i}x{j}' for j in range(40))}\n\n" for i in range(60))
+        (docs / f"{n}.md").write_text("".join(sections))
+    build([docs], where, encoder=WordEncoder())
+    paths = [path for path in disk.current(where).rglob("*") if path.is_file() and path.stat().st_size > 1 << 12]
+    assert len(paths) >= 6
+    for path in paths * 3:
+        data = path.read_bytes()
+        first, length = rng.randrange(1 << 12, len(data)), rng.choice([1, 50, 2000])
+        piece = data[first : first + length]
+        path.write_bytes(data[:first] + rng.randbytes(len(piece)) + data[first + len(piece) :])
+        with suppress(IndexDamaged), Index.open(where, WordEncoder()) as index:
+            for mode in ("hybrid", "dense", "lexical"):
+                hits = index.search("w3x4x5 w9x1x1", 5, mode=mode, filters={"heading": "S"}, expand=2)
+                assert all(index.around(hit) and index.boxes(hit) == [] for hit in hits)
+        path.write_bytes(data)
+    assert verify(where)[1] == []
 
 
 # --- free, export
