@@ -257,8 +257,8 @@ class _Build:
         self, plan: Plan, fill: Callable[[Draft], None], anew: bool, roots: list[dict[str, Any]] | None = None
     ) -> BuildReport:
         folder = self.directory / f"draft-{time.time_ns()}"
-        folder.mkdir()
         try:
+            folder.mkdir()  # within: Ctrl-C may come while it is made
             draft = Draft(folder, None if anew else self.old)
             try:
                 fill(draft)
