@@ -56,9 +56,7 @@ class ChunkSettings:
         heading = min(self.heading_tokens, room // 4)
         most = min(self.max_tokens, room - heading)
         overlap, least = min(self.overlap_tokens, most // 5), min(self.min_tokens, most // 4)
-        return replace(
-            self, max_tokens=most, heading_tokens=heading, overlap_tokens=overlap, min_tokens=least
-        )
+        return replace(self, max_tokens=most, heading_tokens=heading, overlap_tokens=overlap, min_tokens=least)
 
 
 @dataclass(frozen=True, slots=True)
