@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 BATCH_TOKENS = {"cpu": 1024, "gpu": 65_536}
-"""Tokens in a batch, padding included: enough to keep all cores busy. With twice as many on a CPU, the C library returns
-the memory of every batch to the system and gets it back page by page: 174 passages/s in place of 198."""
+"""Tokens in a batch, padding included: enough to keep all cores busy. With twice as many on a CPU, the C library gives
+the memory of every batch back to the system and fetches it again page by page: 174 passages/s in place of 198."""
 
 
 class Piece(NamedTuple):
