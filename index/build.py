@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -352,7 +353,9 @@ class _Build:
         added = range(draft.old_rows, draft.passages)
         moves = draft.compact()
         if not draft.passages:
-            raise NoDocuments("nothing would be left in the index: remove its folder instead, or index other documents")
+            raise NoDocuments(
+                f"nothing would be left in the index{_passed_over(plan)}: remove its folder instead, or index others"
+            )
         # (passages,) old row of each, -1 if new
         origin: Any = np.arange(max(draft.passages, added.stop), dtype=np.int64)
         origin[added.start :] = -1
@@ -395,6 +398,11 @@ class _Build:
 
 def _listed(plan: Plan) -> list[dict[str, Any]]:
     return [{**row, "include": list(row["include"]), "exclude": list(row["exclude"])} for row in plan.roots_as_json()]
+
+
+def _passed_over(plan: Plan) -> str:
+    reasons = Counter(reason for _, reason in plan.found.skipped).most_common(1)
+    return f" ({reasons[0][1]} files were passed over: {reasons[0][0]})" if reasons else ""
 
 
 def _absolute(path: Path) -> Path:
