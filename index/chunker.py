@@ -6,6 +6,7 @@ size; longer blocks are cut between sentences or lines, and only a sentence long
 """
 
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,11 @@ Offsets = Sequence[tuple[int, int]]
 """Character spans of a text's tokens, ascending."""
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[`*])|(?<=[。！？])|\n[^\S\n]*(?=[-*+•] |\d+[.)] )")
+
+HEADING_CHARS = 300
+"""Most characters that are kept of a heading path: it is stored with every chunk below it."""
+WINDOW = 200_000
+"""Characters that are tokenised at a time: a tokenizer takes up to 300 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def chunk(document: Document, tokenize: Callable[[str], Offsets], settings: Chun
         tokenize: the encoder's tokenizer; gives the character span of every token, special tokens left out.
         settings: the sizes.
     """
-    starts = [start for start, _ in tokenize(document.text)]
+    starts = _token_starts(document.text, tokenize)
     units = list(_units(document, starts, settings))
     chunks: list[Chunk] = []
     for _, page in groupby(units, key=lambda unit: unit.page):
@@ -102,20 +108,42 @@ def chunk(document: Document, tokenize: Callable[[str], Offsets], settings: Chun
     return chunks
 
 
+def ending(path: str) -> str:
+    """A heading path, or the end of one that is too long to be kept: the most specific of it, from a whole word on."""
+    if len(path) <= HEADING_CHARS:
+        return path
+    end = path[-HEADING_CHARS:]
+    return end.partition(" ")[2].removeprefix("> ").strip() or end
+
+
+def _token_starts(text: str, tokenize: Callable[[str], Offsets]) -> Sequence[int]:
+    """Where the tokens start; a long text is read in windows, cut after a line or a blank."""
+    starts = array("i")
+    first = 0
+    while first < len(text):
+        end = first + WINDOW
+        if end < len(text):
+            end = max(text.rfind("\n", first, end), text.rfind(" ", end - WINDOW // 8, end)) + 1 or end
+        starts.extend(first + start for start, _ in tokenize(text[first:end]))
+        first = end
+    return starts
+
+
 def _heading(units: list[_Unit]) -> str:
     """What all of a chunk stands under: the headings that its sections share."""
     paths = [unit.path for unit in units if not unit.in_heading] or [units[-1].path]
     shared = takewhile(lambda titles: len(set(titles)) == 1, zip(*paths, strict=False))
-    return " > ".join(titles[0] for titles in shared)
+    return ending(" > ".join(titles[0] for titles in shared))
 
 
-def _units(document: Document, starts: list[int], settings: ChunkSettings) -> Iterator[_Unit]:
+def _units(document: Document, starts: Sequence[int], settings: ChunkSettings) -> Iterator[_Unit]:
     path: list[Block] = []
     position = 0
     for block in document.blocks:
         if block.kind == "heading":
             path = [above for above in path if above.level < block.level] + [block]
-        titles = tuple(above.title for above in path if above.title)
+        # One character more than is kept: `ending` sees that it is too long.
+        titles = tuple(above.title[-HEADING_CHARS - 1 :] for above in path if above.title)
         for number, (start, end) in enumerate(_split(document.text, block, starts, settings)):
             in_heading = block.kind == "heading"
             opens = in_heading and number == 0
@@ -126,11 +154,11 @@ def _units(document: Document, starts: list[int], settings: ChunkSettings) -> It
             position = end
 
 
-def _count(starts: list[int], start: int, end: int) -> int:
+def _count(starts: Sequence[int], start: int, end: int) -> int:
     return bisect_left(starts, end) - bisect_left(starts, start)
 
 
-def _split(text: str, block: Block, starts: list[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
+def _split(text: str, block: Block, starts: Sequence[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
     """The block's sentences (of code and tables: its lines), each short enough for a chunk of its own."""
     if block.kind in ("code", "table"):
         cuts = [match.end() for match in re.finditer("\n", text[block.start : block.end])]
@@ -147,7 +175,7 @@ def _split(text: str, block: Block, starts: list[int], settings: ChunkSettings) 
                 yield piece_start, piece_start + len(stripped)
 
 
-def _cut(start: int, end: int, starts: list[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
+def _cut(start: int, end: int, starts: Sequence[int], settings: ChunkSettings) -> Iterator[tuple[int, int]]:
     """Cuts what is longer than a chunk at token boundaries."""
     while start < end:
         over = bisect_left(starts, start) + settings.max_tokens

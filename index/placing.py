@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from index.chunker import ChunkSettings, Offsets, chunk
+from index.chunker import ChunkSettings, Offsets, chunk, ending
 from index.document import Document
 from index.store import Placed
 
@@ -16,9 +16,13 @@ def place(
 
     The name is not encoded: a file may be renamed, and its text stays the same.
     """
+    title = ending(document.title)
+    contexts: dict[str, str] = {}  # a long section's heading would be read again for each of its chunks
     for one in chunk(document, tokenize, settings):
-        heading = one.heading or document.title
-        yield Placed(one, document.record, _context(heading, tokenize, settings.heading_tokens), heading or name)
+        heading = one.heading or title
+        if heading not in contexts:
+            contexts[heading] = _context(heading, tokenize, settings.heading_tokens)
+        yield Placed(one, document.record, contexts[heading], heading or name)
 
 
 def _context(heading: str, tokenize: Callable[[str], Offsets], most: int) -> str:
@@ -29,10 +33,14 @@ def _context(heading: str, tokenize: Callable[[str], Offsets], most: int) -> str
 
 def named_apart(documents: list[Document]) -> list[Document]:
     """The documents of one file, those of equal names told apart by a number: `id`, `id~2`."""
-    seen: Counter[str] = Counter()
+    names: set[str] = set()
+    counts: Counter[str] = Counter()
     named = []
     for document in documents:
-        seen[document.record] += 1
-        again = seen[document.record] > 1
-        named.append(replace(document, record=f"{document.record}~{seen[document.record]}") if again else document)
+        name = document.record
+        while name in names:  # also where a document bears the name that another was just given
+            counts[document.record] += 1
+            name = f"{document.record}~{counts[document.record] + 1}"
+        names.add(name)
+        named.append(document if name == document.record else replace(document, record=name))
     return named

@@ -6,13 +6,15 @@ import time
 from bisect import bisect_left
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from index.chunker import Chunk, ChunkSettings, chunk
+from index.chunker import HEADING_CHARS, WINDOW, Chunk, ChunkSettings, chunk, ending
 from index.document import Block, Document
 from index.loaders import load as load_all
 from index.loaders import paragraphs
+from index.placing import place
 from tests.conftest import ROOT, WordEncoder
 
 DEFAULT = ChunkSettings()
@@ -57,9 +59,9 @@ def check_heading(document: Document, c: Chunk) -> None:
     paths = [path_above(document, b.start) for b in inside if b.kind != "heading"] or [path_above(document, c.end - 1)]
     shared = [titles[0] for titles in takewhile(lambda titles: len(set(titles)) == 1, zip(*paths, strict=False))]
     if any(block.kind == "heading" and block.end - block.start > 20 for block in inside):  # perhaps it is cut itself
-        assert c.heading in [" > ".join(above[:length]) for above in paths for length in range(len(above) + 1)]
+        assert c.heading in [ending(" > ".join(above[:length])) for above in paths for length in range(len(above) + 1)]
     else:
-        assert c.heading == " > ".join(shared)
+        assert c.heading == ending(" > ".join(shared))
 
 
 def check(document: Document, settings: ChunkSettings) -> list[Chunk]:
@@ -294,3 +296,78 @@ def test_small_sections_joined_in_one_chunk_stand_under_what_they_share() -> Non
         Path("a.md"), b"# Animals\n\n## Okapi\n\nIts tongue is long.\n\n## Axolotl\n\nIt keeps its gills.\n"
     )
     assert [c.heading for c in chunk(document, tokenize, ChunkSettings())] == ["Animals"]
+
+
+# --- what is huge
+
+
+@pytest.mark.parametrize("kind", ["heading", "title"])
+def test_of_a_huge_heading_or_title_the_end_is_kept_and_read_once(kind: str) -> None:
+    huge = " ".join(f"word{n}" for n in range(60_000))
+    body = "A sentence of several words. " * 2_000
+    blocks = (Block(0, len(body)),)
+    if kind == "heading":
+        blocks = (Block(0, 1, "heading", 1, "Top"), Block(1, 2, "heading", 2, huge), Block(2, len(body)))
+    asked: list[int] = []
+
+    def counted(text: str) -> Any:
+        asked.append(len(text))
+        return tokenize(text)
+
+    placed = list(place(Document(body, blocks, title=huge), "name", counted, DEFAULT))[1:]
+    assert len(placed) > 90
+    assert {one.heading for one in placed} == {ending(huge)} and HEADING_CHARS - 12 < len(ending(huge)) <= HEADING_CHARS
+    assert ending(huge).startswith("word") and ending(huge).endswith(" word59999")
+    assert {one.context for one in placed} == {ending(huge)}  # fewer tokens than are encoded
+    assert sum(asked) < len(body) + 4 * HEADING_CHARS
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("A > B", "A > B"),
+        ("", ""),
+        ("x" * 299 + " > B", "B"),
+        ("x" * 400, "x" * HEADING_CHARS),
+        ("a > " + "b " * 200, ("b " * 149).strip()),
+    ],
+)
+def test_the_end_of_a_heading_path(path: str, kept: str) -> None:
+    assert ending(path) == kept
+
+
+@pytest.mark.parametrize("text", ["!?" * WINDOW, "! ? " * WINDOW, "line of words\n" * (WINDOW // 5)])
+def test_a_huge_text_is_tokenised_in_windows(text: str) -> None:
+    asked: list[int] = []
+
+    def counted(part: str) -> Any:
+        asked.append(len(part))
+        return tokenize(part)
+
+    document = Document(text, (Block(0, len(text)),))
+    whole = chunk(document, _replayed(tokenize(text)), DEFAULT)
+    assert chunk(document, counted, DEFAULT) == whole
+    assert max(asked) <= WINDOW and sum(asked) == len(text)
+
+
+@pytest.mark.parametrize("which", ["words", "real"])
+def test_windows_change_nothing_of_a_real_document(which: str, request: pytest.FixtureRequest) -> None:
+    encoder = WordEncoder() if which == "words" else request.getfixturevalue("real_encoder")
+    paths = sorted((ROOT / "examples" / "peft_docs").rglob("*.md"))
+    text = "\n\n".join(path.read_text("utf-8") for path in paths)[: 2 * WINDOW + 50_000]
+    assert len(text) > 2 * WINDOW
+    document = markdown(text)
+    whole = chunk(document, _replayed(encoder.tokenize(document.text)), DEFAULT)
+    assert chunk(document, encoder.tokenize, DEFAULT) == whole
+
+
+def _replayed(spans: Any) -> Any:
+    """A tokenizer of one text, part by part, that knows the tokens of the whole."""
+    starts, first = [start for start, _ in spans], 0
+
+    def part(window: str) -> Any:
+        nonlocal first
+        start, first = first, first + len(window)
+        return [(a - start, b - start) for a, b in spans[bisect_left(starts, start) : bisect_left(starts, first)]]
+
+    return part
