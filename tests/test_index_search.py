@@ -257,6 +257,69 @@ def test_an_evaluation_of_a_small_set(tmp_path: Path, encoder: WordEncoder) -> N
         evaluate_corpus(*paths, encoder=encoder, mode="lexical")
 
 
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A corpus of two equal documents and another, below a name with a `#`, with a query for the equal ones."""
+    rows = [("d1", "The okapi eats leaves."), ("d#2", "The okapi eats leaves."), ("d3", "Oil for the engine.")]
+    folder = tmp_path / "c#1"
+    corpus = "".join(json.dumps({"_id": name, "title": "", "text": text}) + "\n" for name, text in rows)
+    return (
+        write(folder / "corpus.jsonl", corpus),
+        write(folder / "queries.jsonl", '{"_id": "q1", "text": "what does the okapi eat"}\n'),
+        write(folder / "qrels.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td#2\t1\n"),
+    )
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_corpus_of_any_name_with_copies_is_measured(
+    labelled: tuple[Path, Path, Path], encoder: WordEncoder, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, queries, qrels = labelled
+    if relative:
+        monkeypatch.chdir(corpus.parent)
+        corpus = Path("../c#1/corpus.jsonl")
+    scores = evaluate_corpus(corpus, queries, qrels, encoder=encoder, mode="lexical")
+    assert (scores["ndcg@10"], scores["recall@10"], scores["map"]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("corpus.txt", None, r"'.*corpus\.txt' is not read as JSONL: unpack or rename it to end in \.jsonl"),
+        ("corpus.jsonl.gz", None, r"'.*corpus\.jsonl\.gz' is not read as JSONL"),
+        (
+            "twice.jsonl",
+            '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
+            "line 2: the document 'd1' is there",
+        ),
+        (
+            "other.jsonl",
+            '{"_id": "x1", "text": "a"}\n',
+            r"no document that '.*qrels\.tsv' judges is in '.*other\.jsonl'",
+        ),
+    ],
+)
+def test_a_corpus_that_cannot_be_measured_is_refused(
+    labelled: tuple[Path, Path, Path], tmp_path: Path, encoder: WordEncoder, name: str, text: str | None, told: str
+) -> None:
+    corpus = write(tmp_path / name, labelled[0].read_text() if text is None else text)
+    with pytest.raises(RagError, match=told):
+        evaluate_corpus(corpus, *labelled[1:], encoder=encoder, mode="lexical")
+    assert encoder.encoded == [] and not (tmp_path / "rag-home").exists()
+
+
+def test_an_evaluation_stays_out_of_an_index_of_other_documents(
+    labelled: tuple[Path, Path, Path], docs: Path, where: Path, encoder: WordEncoder
+) -> None:
+    build([docs], where, encoder=encoder)
+    with pytest.raises(RagError, match=r"holds other documents.*: name another folder, or leave --index out"):
+        evaluate_corpus(*labelled, directory=where, encoder=encoder, mode="lexical")
+    with Index.open(where, encoder) as index:
+        assert index.status()["roots"] == [str(docs)]
+    for _ in range(2):
+        evaluate_corpus(*labelled, directory=where.parent / "own", encoder=encoder, mode="lexical")
+
+
 # --- readers beside builds
 
 
