@@ -1,6 +1,7 @@
 """What a search is narrowed to: source=guides/*.md, format=pdf, title=, heading=, page=2-5. Knows no ranking."""
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +12,9 @@ from index.errors import QueryInvalid
 Value = str | int | Sequence[str | int]
 LAST_PAGE = 2**62
 """Beyond any; SQLite's numbers end soon after."""
+PAGES = re.compile(r"\s*(\d+)\s*(-\s*(\d+)\s*)?")
+MOST_VALUES = 10_000
+"""Values of one key; SQLite takes 32,766 parameters."""
 KEYS = ("source", "format", "title", "heading", "page")
 
 
@@ -30,25 +34,32 @@ def where(filters: Mapping[str, Value], db: sqlite3.Connection) -> tuple[str, li
 
     Args:
         filters: values by key. Values of one key are alternatives; all keys must hold. `source` is a document, a
-            folder, or a pattern for a path or its end; `format` a suffix; `title` a pattern; `heading` words of the
+            folder, or a pattern for a path or its end, and `path#record` one document of a file of several; `format` a
+            suffix; `title` a pattern; `heading` words of the
             heading path; `page` a number or a range. Case counts for `source` only.
         db: the tables of a generation.
 
     Raises:
-        QueryInvalid: an unknown key, or a page that is no number.
+        QueryInvalid: an unknown key, too many values, or a page that is no number.
     """
     conditions: list[str] = []
     parameters: list[str | int] = []
     for key, value in filters.items():
         values = [_text(one) for one in (value if isinstance(value, list | tuple | set | frozenset) else [value])]
+        if len(values) > MOST_VALUES:
+            raise QueryInvalid(f"the filter '{key}' has {len(values):,} values: give at most {MOST_VALUES:,}")
         if key in ("source", "format", "title"):
             conditions.append(f"file IN ({_files(key, values, db)})")
+            if key == "source" and (records := _records(values, db)):
+                chosen = _either([f"(file IN ({files}) AND record = ?)" for files, _ in records])
+                conditions[-1] = f"({conditions[-1]} OR {chosen})"
+                parameters += [record for _, record in records]
         elif key == "heading":
-            conditions.append(_either("instr(casefold(heading), ?)", values))
+            conditions.append(_either(["instr(casefold(heading), ?)" for _ in values]))
             parameters += [words.casefold() for words in values]
         elif key == "page":
-            conditions.append(_either("page BETWEEN ? AND ?", values))
-            parameters += [edge for words in values for edge in _pages(words)]
+            edges = [_pages(words) for words in values]
+            conditions.append(_either([f"page BETWEEN {first} AND {last}" for first, last in edges]))
         else:
             raise QueryInvalid(f"there is no filter '{key}': use {', '.join(KEYS)}")
     return " AND ".join(conditions) or "1", parameters
@@ -58,8 +69,19 @@ def _text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def _either(condition: str, values: Sequence[str]) -> str:
-    return "(" + (" OR ".join(condition for _ in values) or "0") + ")"
+def _either(conditions: Sequence[str]) -> str:
+    """Any of them, halved and halved again: SQLite takes expressions of a depth of 1,000."""
+    if len(conditions) < 2:
+        return conditions[0] if conditions else "0"
+    half = len(conditions) // 2
+    return f"({_either(conditions[:half])} OR {_either(conditions[half:])})"
+
+
+def _records(values: list[str], db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """What `path#record` names: the files, and the record in them. A `#` may be part of either."""
+    cuts = [(value[:at], value[at + 1 :]) for value in values for at in range(len(value) - 1) if value[at] == "#"]
+    named = [(_files("source", [path], db), record) for path, record in cuts[:MOST_VALUES] if path]
+    return [(files, record) for files, record in named if files]
 
 
 def _files(key: str, values: list[str], db: sqlite3.Connection) -> str:
@@ -94,8 +116,11 @@ def _fits(words: str, pattern: str) -> bool:
 
 
 def _pages(value: str) -> tuple[int, int]:
-    first, dash, last = value.partition("-")
+    found = PAGES.fullmatch(value)
     try:
-        return min(int(first), LAST_PAGE), min(int(last if dash else first), LAST_PAGE)
-    except ValueError:
-        raise QueryInvalid(f"'{value[:40]}' is no page: give a number or a range, as in page=2-5") from None
+        if found:
+            first, last = int(found[1]), int(found[3] or found[1])
+            return min(first, LAST_PAGE), min(last, LAST_PAGE)
+    except ValueError:  # thousands of digits
+        pass
+    raise QueryInvalid(f"'{value[:40]}' is no page: give a number or a range, as in page=2-5")

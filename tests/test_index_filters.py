@@ -90,6 +90,10 @@ def found(db: sqlite3.Connection, **filters: Any) -> str:
         ({"page": []}, ""),
         ({"page": "9" * 40}, ""),
         ({"page": "0-" + "9" * 40}, "abco"),
+        ({"page": " 2 - 12 "}, "bco"),
+        ({"page": [*range(9_988), "12", *range(100_000, 100_011)]}, "abco"),
+        ({"heading": [*(f"no{n}" for n in range(9_999)), "appendix"]}, "c"),
+        ({"source": [*(f"/no/{n}#r" for n in range(1_200)), "a.md"], "heading": ["guides"] * 9_000}, "a"),
         ({"format": "md", "page": "1-2"}, "a"),
         ({"source": "'); DROP TABLE chunks; --"}, ""),
         ({"source": "[!a"}, ""),
@@ -110,6 +114,18 @@ def test_what_remains(db: sqlite3.Connection, filters: dict[str, Any], expected:
         ({"page": "2-"}, "'2-' is no page"),
         ({"page": "-2"}, "'-2' is no page"),
         ({"page": 2.5}, "'2.5' is no page"),
+        ({"page": "1--99999999999999999999"}, "'1--99999999999999999999' is no page"),
+        ({"page": "--1"}, "'--1' is no page"),
+        ({"page": "-"}, "'-' is no page"),
+        ({"page": "1-2-3"}, "'1-2-3' is no page"),
+        ({"page": "+1"}, "'+1' is no page"),
+        ({"page": "1_0"}, "'1_0' is no page"),
+        ({"page": "²"}, "'²' is no page"),
+        ({"page": ""}, "'' is no page"),
+        ({"page": True}, "'True' is no page"),
+        ({"page": "1-" + "9" * 5000}, "is no page"),
+        ({"page": list(range(10_001))}, "the filter 'page' has 10,001 values: give at most 10,000"),
+        ({"heading": ["a"] * 10_001}, "the filter 'heading' has 10,001 values"),
         ({"page": None}, "'None' is no page"),
         ({"page": "9" * 5000}, "is no page"),
     ],
@@ -126,3 +142,26 @@ def test_on_a_command_line() -> None:
     for pair in ("source", "source=", "=", ""):
         with pytest.raises(QueryInvalid, match="is not of the form key=value"):
             parse([pair])
+
+
+def test_a_record_of_a_file_of_several(tmp_path: Path) -> None:
+    draft = Draft(tmp_path, None)
+    for path in ("/d/a.jsonl", "/d/c#1/a.jsonl", "/d/b.jsonl"):
+        chunks = [Chunk(0, 4, f"{path} {record}", "", None) for record in ("r1", "r#2")]
+        placed = [Placed(one, record, "", "") for one, record in zip(chunks, ("r1", "r#2"), strict=True)]
+        draft.add(FileRow(path, 1, 1), placed)
+    draft.close()
+    db = open_read_only(tmp_path)
+
+    def sources(*values: str, **others: Any) -> list[str]:
+        condition, parameters = where({"source": values, **others}, db)
+        sql = f"SELECT path, record FROM chunks JOIN files ON files.id = chunks.file WHERE {condition} ORDER BY 1, 2"
+        return [f"{path}#{record}" for path, record in db.execute(sql, parameters)]
+
+    for source in ("/d/a.jsonl#r1", "/d/a.jsonl#r#2", "/d/c#1/a.jsonl#r1", "/d/c#1/a.jsonl#r#2", "/d/b.jsonl#r1"):
+        assert sources(source) == [source]
+    assert sources("b.jsonl#r1", "/d/c#1/a.jsonl") == ["/d/b.jsonl#r1", "/d/c#1/a.jsonl#r#2", "/d/c#1/a.jsonl#r1"]
+    assert sources("b.jsonl#r1", heading=["x", ""]) == ["/d/b.jsonl#r1"]
+    for value in ("/d/a.jsonl#", "/d/a.jsonl#r3", "#r1", "/d/none#r1"):
+        assert sources(value) == []
+    db.close()
