@@ -11,6 +11,7 @@ from index.engine import Index
 from index.errors import (
     EncoderNotFound,
     IndexBusy,
+    IndexClosed,
     IndexDamaged,
     IndexMismatch,
     LoadError,
@@ -28,6 +29,7 @@ __all__ = [
     "Hit",
     "Index",
     "IndexBusy",
+    "IndexClosed",
     "IndexDamaged",
     "IndexMismatch",
     "LoadError",

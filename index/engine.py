@@ -1,10 +1,12 @@
 """An opened index: a query in, ranked passages out. Never writes."""
 
+import math
+import operator
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from index import filters as narrowing
 from index import generation as disk
 from index.encoder import Encoder, SentenceEncoder, mismatch
-from index.errors import IndexDamaged, QueryInvalid
+from index.errors import IndexClosed, IndexDamaged, QueryInvalid
 from index.fusion import convex
 from index.hit import FARTHEST, Box, Hit, around, boxes, expanded
 from index.lexical import Lexical, terms
@@ -41,6 +43,8 @@ COPY = 0.9
 READ_BY_PEOPLE = 20
 """In longer lists, which programs read, only equal texts count as copies: telling near ones costs time."""
 FILTERS_KEPT = 8
+FARTHEST_COSINE = 1.01
+"""Between unit vectors of 16-bit floats; what lies beyond was never written."""
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Index:
         self._make_encoder = encoder
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
+        self._gate = threading.Lock()  # of the two below
+        self._users, self._closed = 0, False
         self._allowed: dict[str, tuple[str, list[Any], Allowed]] = {}
         with ExitStack() as files:
             try:
@@ -139,17 +145,34 @@ class Index:
             expand: neighbouring passages to join to each hit on either side.
 
         Raises:
-            QueryInvalid: the query is empty or too long, `k` is below 1, or a mode or filter is unknown.
+            QueryInvalid: the query is empty or too long, `k` is no whole number from 1 on, or a mode or filter is
+                unknown.
             IndexMismatch: the encoder is not the one that the index was built with.
+            IndexDamaged: what a part says cannot be.
+            IndexClosed: `close` was called.
         """
+        k = _whole(k)
         if k < 1:
             raise QueryInvalid(f"{k} passages are asked for: ask for at least 1")
+        if not isinstance(query, str):
+            raise QueryInvalid(f"the question is no text, but {type(query).__name__}: write one")
         if not query.strip():
             raise QueryInvalid("the question is empty: write one")
         if mode not in get_args(Mode):
             raise QueryInvalid(f"there is no mode '{mode}': use {', '.join(get_args(Mode))}")
-        reranker = as_reranker(rerank)
-        condition, parameters, allowed = self._narrowed(filters or {})
+        with self._use():
+            return self._search(query, k, mode, filters or {}, as_reranker(rerank), expand)
+
+    def _search(
+        self,
+        query: str,
+        k: int,
+        mode: Mode,
+        filters: Mapping[str, narrowing.Value],
+        reranker: Reranker | None,
+        expand: int,
+    ) -> list[Hit]:
+        condition, parameters, allowed = self._narrowed(filters)
         vector = None if mode == "lexical" else self.load_encoder().encode_query(query)
         possible = self.manifest.passages if allowed is None else int(allowed.sum())
         wanted = min(max(CANDIDATES, 4 * k, RERANKED if reranker else 0), possible)
@@ -187,23 +210,54 @@ class Index:
         import numpy as np
 
         if mode == "dense" and vector is not None:
-            rows, cosines = self._vectors.search(vector, wanted, allowed)
+            rows, cosines = self._nearest(vector, wanted, allowed)
             return _Ranked(rows, cosines, cosines, None)
         with self._read():
             term_ids = self._lexical.term_ids(query)
-        bm25 = self._lexical.scores(term_ids)
+        bm25 = self._bm25(term_ids)
         if allowed is not None:
             bm25 *= allowed
         best = _top(bm25, wanted)
         if vector is None:
             return _Ranked(best, bm25[best], None, bm25[best])
-        near, _ = self._vectors.search(vector, wanted, allowed)
+        near, _ = self._nearest(vector, wanted, allowed)
         rows = np.union1d(near, best)
-        cosines = self._vectors.get(rows) @ vector
+        cosines = self._cosines(rows, vector)
         fused = convex(cosines, bm25[rows]) if len(rows) else cosines
         order = np.argsort(-fused, kind="stable")  # ties keep the order of rows
         rows = rows[order]
         return _Ranked(rows, fused[order], cosines[order], bm25[rows])
+
+    def _bm25(self, term_ids: list[int]) -> "Floats":
+        with self._sound("bm25"):
+            scores = self._lexical.scores(term_ids)
+            # No term's weight exceeds its idf, and none of those this; NaN fails every comparison.
+            most = len(term_ids) * math.log1p(len(scores)) + 1e-3
+            if len(scores) and not (scores.min() >= 0 and scores.max() <= most):
+                raise ValueError("scores that cannot be")
+            return scores
+
+    def _nearest(self, vector: "Floats", wanted: int, allowed: "Allowed | None") -> "tuple[Rows, Floats]":
+        with self._sound("vectors.faiss"):
+            rows, cosines = self._vectors.search(vector, wanted, allowed)
+            if len(rows) and not (rows.min() >= 0 and rows.max() < self._vectors.count):
+                raise ValueError("rows that are not there")
+            return rows, _possible(cosines)
+
+    def _cosines(self, rows: "Rows", vector: "Floats") -> "Floats":
+        with self._sound("vectors.faiss"):
+            return _possible(self._vectors.get(rows) @ vector)
+
+    @contextmanager
+    def _sound(self, part: str) -> Iterator[None]:
+        """Calls a damaged index what only harmed files lead to; all of a file is too much to check at each opening."""
+        import numpy as np
+
+        try:
+            with np.errstate(all="ignore"):  # infinite numbers are told of below
+                yield
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise disk.damaged(self.directory, f"{self.name}/{part} cannot be read") from error
 
     def _reranked(self, query: str, ranked: _Ranked, reranker: Reranker, count: int) -> _Ranked:
         import numpy as np
@@ -243,7 +297,7 @@ class Index:
 
     def around(self, hit: Hit, characters: int = 600) -> tuple[str, str]:
         """What stands before and after a passage in its document, from the neighbouring passages."""
-        with self._read():
+        with self._use(), self._read():
             return around(self._db, hit, characters)
 
     def boxes(self, hit: Hit, start: int | None = None, end: int | None = None) -> list[Box]:
@@ -251,7 +305,7 @@ class Index:
 
         Empty for formats whose pages have no fixed layout.
         """
-        with self._read():
+        with self._use(), self._read():
             return boxes(self._db, hit, hit.start if start is None else start, hit.end if end is None else end)
 
     def as_retriever(self, **settings: Any) -> "IndexRetriever":
@@ -263,7 +317,7 @@ class Index:
     def status(self) -> dict[str, Any]:
         """What the index holds; the JSON form of `rag-index status`."""
         manifest = self.manifest
-        with self._read():
+        with self._use(), self._read():
             rows = self._db.execute("SELECT path, error FROM files WHERE error != '' ORDER BY path").fetchall()
         failed = [{"path": path, "error": error} for path, error in rows]
         return {
@@ -284,8 +338,31 @@ class Index:
         }
 
     def close(self) -> None:
-        """Closes the files; the generation may be removed from now on."""
-        self._files.close()
+        """Closes the files, once the searches of other threads have ended; the generation may be removed from then on.
+
+        Whatever is asked for later raises `IndexClosed`.
+        """
+        with self._gate:
+            last = not self._closed and not self._users
+            self._closed = True
+        if last:
+            self._files.close()
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """Keeps the files open: one that is closed under a reader may be another one by its number."""
+        with self._gate:
+            if self._closed:
+                raise IndexClosed("the index is closed: open it again")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._users -= 1
+                last = self._closed and not self._users
+            if last:
+                self._files.close()
 
     def __enter__(self) -> "Index":
         return self
@@ -301,8 +378,16 @@ class Index:
         if len(rows) > 1 or self._vectors.dimension != self.manifest.encoder.get("dimension"):
             raise disk.damaged(self.directory, f"the parts of {self.name} do not belong together")
 
-    def _read(self) -> "_Reading":
-        return _Reading(self)
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        """Holds the lock on the tables, and calls what SQLite cannot read a damaged index."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.ProgrammingError:  # our own fault
+                raise
+            except (sqlite3.DatabaseError, TypeError, IndexError, ValueError) as error:
+                raise disk.damaged(self.directory, f"{self.name} cannot be read") from error
 
     def _passage(self, row: int) -> str:
         with self._read():
@@ -327,21 +412,17 @@ class Index:
             return expanded(self._db, hit, min(neighbours, FARTHEST))
 
 
-class _Reading:
-    """Holds the lock on the tables, and calls what SQLite cannot read a damaged index."""
+def _whole(k: object) -> int:
+    try:
+        return operator.index(k)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise QueryInvalid(f"{str(k)[:40]!r} passages are asked for: ask for a whole number") from None
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
-    def __enter__(self) -> None:
-        self._index._lock.acquire()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._index._lock.release()
-        if isinstance(error, sqlite3.ProgrammingError):  # used after it was closed
-            return
-        if isinstance(error, (sqlite3.DatabaseError, TypeError, IndexError, ValueError)):
-            raise disk.damaged(self._index.directory, f"{self._index.name} cannot be read") from error
+def _possible(cosines: "Floats") -> "Floats":
+    if len(cosines) and not (cosines.min() >= -FARTHEST_COSINE and cosines.max() <= FARTHEST_COSINE):  # or NaN
+        raise ValueError("cosines that cannot be")
+    return cosines
 
 
 def _top(scores: "Floats", wanted: int) -> "Rows":

@@ -7,6 +7,7 @@ RagError                  everything this project raises on purpose; the message
 ├── IndexDamaged          an index is there, but a part of it is missing, cut or newer than this program
 ├── IndexMismatch         the index was built with another encoder
 ├── IndexBusy             another build holds the lock
+├── IndexClosed           an opened index is used after it was closed
 ├── EncoderNotFound       the encoder is neither installed nor at the path that was given
 └── QueryInvalid          the query is empty or too long
 """
@@ -38,6 +39,10 @@ class IndexMismatch(RagError):
 
 class IndexBusy(RagError):
     """Another build of the same index is running."""
+
+
+class IndexClosed(RagError):
+    """An opened index is used after it was closed."""
 
 
 class EncoderNotFound(RagError):

@@ -8,15 +8,27 @@ import resource
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from index import Hit, Index, IndexDamaged, IndexMismatch, NoIndex, QueryInvalid, RagError, build
+from index import (
+    ChunkSettings,
+    Hit,
+    Index,
+    IndexClosed,
+    IndexDamaged,
+    IndexMismatch,
+    NoIndex,
+    QueryInvalid,
+    RagError,
+    build,
+)
 from index import generation as disk
+from index.engine import Mode
 from index.loaders import load
 from index.maintain import collect_garbage
 from index.store import encoded, open_read_only
@@ -489,7 +501,7 @@ def test_every_error_is_one_of_the_package() -> None:
     from index import errors
 
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
-    assert len(classes) == 9 and all(issubclass(value, RagError) for value in classes)
+    assert len(classes) == 10 and all(issubclass(value, RagError) for value in classes)
     assert all(value.__name__ in (errors.__doc__ or "") and value.__doc__ for value in classes)
 
 
@@ -524,3 +536,121 @@ def test_spans_lead_back_to_the_text_of_the_loaded_file(built: Path, facts: Path
     for hit in hits:
         path = Path(hit.source)
         assert load(path, path.read_bytes())[0].text[hit.start : hit.end] == hit.text
+
+
+# --- damage where no opening looks
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index whose vectors and postings are longer than the 64 KiB that are checked at opening."""
+    folder = tmp_path_factory.mktemp("large")
+    words = (" ".join(f"w{n}x{i}" for i in range(12)) for n in range(1500))
+    write(folder / "docs" / "a.txt", "\n\n".join(words))
+    build([folder / "docs"], folder / "index", encoder=WordEncoder(), settings=ChunkSettings.of(16))
+    return folder / "index"
+
+
+LATE = "w1499x11 w1499x10"
+INFINITE, HUGE, NOT_A_NUMBER = b"\x00\x7c", b"\xff\x7b", b"\x00\x7e"  # as 16-bit floats
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "modes"),
+    [
+        ("bm25/indices.csc.index.npy", b"\xff\xff\xff\x7f", ["lexical", "hybrid"]),
+        ("bm25/data.csc.index.npy", np.float32(np.inf).tobytes(), ["lexical", "hybrid"]),
+        ("bm25/data.csc.index.npy", np.float32(-np.inf).tobytes(), ["lexical", "hybrid"]),
+        ("bm25/data.csc.index.npy", np.float32(np.nan).tobytes(), ["lexical", "hybrid"]),
+        ("bm25/data.csc.index.npy", np.float32(1e30).tobytes(), ["lexical", "hybrid"]),
+        ("vectors.faiss", INFINITE, ["dense", "hybrid"]),
+        ("vectors.faiss", HUGE, ["dense", "hybrid"]),
+        ("vectors.faiss", NOT_A_NUMBER, ["hybrid"]),
+    ],
+)
+def test_damage_that_only_a_search_meets_is_told(
+    large: Path, tmp_path: Path, name: str, bits: bytes, modes: list[Any]
+) -> None:
+    where = copy_of(large, tmp_path / "index")
+    path = disk.current(where) / name
+    length = path.stat().st_size
+    assert length > 70_000
+    first = disk.HEAD + (length - disk.HEAD) % len(bits)
+    with Index.open(where, WordEncoder()) as index:  # which hashes small files whole, as it cannot large ones
+        with path.open("r+b") as file:
+            file.seek(first)
+            file.write(bits * ((length - first) // len(bits)))
+        for mode in modes:
+            with pytest.raises(IndexDamaged, match=r"is damaged: .* cannot be read\. Run: rag-index build --rebuild"):
+                index.search(LATE, mode=mode)
+
+
+def test_what_large_holds_is_found(large: Path) -> None:
+    with Index.open(large, WordEncoder()) as index:
+        assert "w1499x11" in index.search(LATE, 1, "lexical")[0].text
+        assert index.search(LATE, 1, "hybrid") and index.search(LATE, 1, "dense")
+
+
+# --- closing, and what no query is
+
+
+def test_an_index_that_is_closed_says_so(where: Path, encoder: WordEncoder) -> None:
+    index = Index.open(where, encoder)
+    hit = index.search("okapi", 1)[0]
+    index.close()
+    index.close()
+    uses: list[Any] = [lambda mode=mode: index.search("okapi", mode=mode) for mode in get_args(Mode)]
+    for use in [*uses, lambda: index.around(hit), lambda: index.boxes(hit), index.status]:
+        with pytest.raises(IndexClosed, match="the index is closed: open it again"):
+            use()
+
+
+def test_a_search_in_flight_ends_well_before_the_files_are_closed(where: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(WordEncoder):
+        def encode_query(self, query: str) -> Any:
+            asked.set()
+            assert go_on.wait(60)
+            return super().encode_query(query)
+
+    index = Index.open(where, Slow())
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(index.search, "okapi tongue", 1, expand=1)
+        try:
+            assert asked.wait(60)
+            index.close()
+            with pytest.raises(IndexClosed):
+                index.search("okapi", mode="lexical")
+            assert opened_below(where)
+        finally:
+            go_on.set()
+        assert "okapi" in searching.result(60)[0].text
+    assert not opened_below(where)
+
+
+def opened_below(directory: Path) -> list[str]:
+    files = []
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):
+            files.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
+    parts = ("chunks.sqlite3", "vectors.faiss")  # a mapping's own descriptor is freed with its arrays
+    return [name for name in files if name.startswith(str(directory)) and name.endswith(parts)]
+
+
+@pytest.mark.parametrize("k", [2.5, 2.0, "3", None, float("nan"), [1]])
+def test_k_is_a_whole_number(built: Path, encoder: WordEncoder, k: Any) -> None:
+    with Index.open(built, encoder) as index, pytest.raises(QueryInvalid, match="ask for a whole number"):
+        index.search("okapi", k)
+
+
+def test_k_may_be_a_number_of_numpy(built: Path, encoder: WordEncoder) -> None:
+    with Index.open(built, encoder) as index:
+        number: Any = np.int64(2)
+        assert index.search("okapi", number) == index.search("okapi", 2)
+
+
+@pytest.mark.parametrize("query", [None, 3, b"okapi", ["okapi"]])
+def test_a_query_is_text(built: Path, encoder: WordEncoder, query: Any) -> None:
+    with Index.open(built, encoder) as index, pytest.raises(QueryInvalid, match="the question is no text"):
+        index.search(query)
