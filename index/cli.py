@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from index import console
 from index.console import say
-from index.errors import NoDocuments, RagError
+from index.errors import IndexBusy, NoDocuments, RagError
 from index.paths import default_index, shown
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MODES = ("hybrid", "dense", "lexical")
 OTHER_KIND = "files of type"
 """How scan.py begins the reason of a file whose format is not read."""
+BUSY = 1.0
+"""Seconds until a watch that found another build running tries again."""
 ALSO = 3
 """Copies of a hit that are named to a person."""
 LISTED = 20
@@ -132,15 +135,56 @@ def _build(options: argparse.Namespace) -> dict[str, Any] | None:
         generation = _say(_build_once(options, encoder, options.rebuild), options)
         console.warn(f"watching {', '.join(shown(str(path)) for path in paths)}; Ctrl-C ends")
         with suppress(KeyboardInterrupt):
-            for _ in watch.batches():
-                try:
-                    report = _build_once(options, encoder, rebuild=False)
-                except RagError as error:  # busy, or emptied for a moment: the index stays as it is
-                    console.warn(str(error))
-                    continue
+            for report in reports(watch.batches(), lambda: _build_once(options, encoder, rebuild=False)):
                 if report.generation != generation:
                     generation = _say(report, options)
     return None
+
+
+def reports(
+    batches: Iterable[object],
+    build: "Callable[[], BuildReport]",
+    wait: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = console.warn,
+) -> "Iterator[BuildReport]":
+    """A build for each batch of changes. One that fails leaves the index as it is, and ends nothing.
+
+    Args:
+        batches: what changed; each is built once nobody else builds.
+        build: runs a build.
+        wait: called with seconds while another build runs.
+        tell: told why a build failed, and not again for the same reason in a row.
+    """
+    told = ""
+    for _ in batches:
+        try:
+            report = _unless_busy(build, wait, tell)
+        except (RagError, OSError) as error:  # emptied for a moment, or a full disk
+            line = str(error)
+            if isinstance(error, OSError):
+                where = f" '{error.filename}'" if error.filename else ""
+                line = f"{error.strerror or error}{where}: make room or check the permissions; the next change is built"
+            if line != told:
+                tell(line)
+            told = line
+        else:
+            told = ""
+            yield report
+
+
+def _unless_busy(
+    build: "Callable[[], BuildReport]", wait: Callable[[float], None], tell: Callable[[str], None]
+) -> "BuildReport":
+    """A build, as soon as no other one is running: the change that it is for would be forgotten."""
+    told = False
+    while True:
+        try:
+            return build()
+        except IndexBusy as error:
+            if not told:
+                tell(f"{error}, then the changes are built")
+            told = True
+            wait(BUSY)
 
 
 def _earlier_roots(directory: Path) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from index import build
-from index.cli import main
+from index import BuildReport, IndexBusy, NoDocuments, build
+from index.cli import BUSY, main, reports
 from tests.conftest import WordEncoder, copy_of
 
 RAG_INDEX = str(Path(sys.executable).with_name("rag-index"))
@@ -450,3 +450,57 @@ def test_strict_fails_where_a_document_does(words: Path, capsys: pytest.CaptureF
     code, out, _ = run(capsys, "build", "--index", words, "--strict", "--json")
     answer = one_object(out)
     assert (code, answer["error"], len(answer["files_failed"])) == (1, told, 1)
+
+
+# --- builds of a watch
+
+
+class Told(list[str]):
+    """What builds give, one after the other, and what is told and waited for meanwhile."""
+
+    def __init__(self, *outcomes: BuildReport | Exception) -> None:
+        super().__init__()
+        self.outcomes = list(outcomes)
+
+    def build(self) -> BuildReport:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def wait(self, seconds: float) -> None:
+        assert seconds == BUSY
+        self.append("waits")
+
+    def run(self, batches: int) -> list[str]:
+        return [report.generation for report in reports(range(batches), self.build, self.wait, self.append)]
+
+
+ONE, TWO = BuildReport("gen-1", 1), BuildReport("gen-2", 1)
+FULL = OSError(28, "No space left on device", "/index/chunks.sqlite3")
+
+
+def test_a_watch_waits_for_another_build_and_loses_no_change() -> None:
+    busy = [IndexBusy(f"another build (process {n}) of '/i' is running: wait for it to end") for n in (1, 1, 2)]
+    told = Told(*busy, ONE, busy[0], TWO)
+    assert told.run(2) == ["gen-1", "gen-2"]
+    line = "another build (process 1) of '/i' is running: wait for it to end, then the changes are built"
+    assert told == [line, "waits", "waits", "waits", line, "waits"]
+
+
+def test_a_watch_outlives_a_full_disk_and_says_each_failure_once_in_a_row() -> None:
+    told = Told(FULL, FULL, NoDocuments("nothing"), NoDocuments("nothing"), FULL, ONE, FULL, TWO)
+    assert told.run(8) == ["gen-1", "gen-2"]
+    full = (
+        "No space left on device '/index/chunks.sqlite3': make room or check the permissions; the next change is built"
+    )
+    assert told == [full, "nothing", full, full]
+
+
+def test_a_watch_that_waits_can_be_interrupted() -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    told = Told(IndexBusy("busy"), ONE)
+    with pytest.raises(KeyboardInterrupt):
+        list(reports(range(1), told.build, interrupted, told.append))
