@@ -32,17 +32,22 @@ def ranks(scores: Any) -> Any:
     return np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
 
 
-def by_maximum(weight: float) -> Fuse:
-    """Both scores over their maximum."""
-    return lambda d, b: weight * np.maximum(d, 0) / max(d.max(), 1e-9) + (1 - weight) * b / max(b.max(), 1e-9)
+def stretched(scores: Any) -> Any:
+    """From the minimum to the maximum."""
+    return (scores - scores.min()) / max(scores.max() - scores.min(), 1e-9)
+
+
+def min_max(weight: float) -> Fuse:
+    """Both scores stretched."""
+    return lambda dense, bm25: weight * stretched(dense) + (1 - weight) * stretched(bm25)
 
 
 METHODS: dict[str, Fuse] = {
     "dense": lambda dense, bm25: dense,
     "BM25": lambda dense, bm25: bm25,
     "reciprocal ranks, 60": lambda dense, bm25: 1 / (61 + ranks(dense)) + 1 / (61 + ranks(bm25)),
-    **{f"min-max, {w} dense": (lambda d, b, w=w: convex(d, b, w)) for w in (0.3, 0.4, 0.5, 0.6, 0.7)},
-    **{f"over maximum, {w} dense": by_maximum(w) for w in (0.5, 0.6, 0.7)},
+    **{f"min-max, {w} dense": min_max(w) for w in (0.4, 0.5, 0.6, 0.7)},
+    **{f"over maximum, {w} dense": (lambda d, b, w=w: convex(d, b, w)) for w in (0.3, 0.4, 0.5, 0.6, 0.7)},
 }
 
 

@@ -16,7 +16,7 @@ from index import lexical, vectors
 from index.chunker import ChunkSettings
 from index.embedding import Progress, embed
 from index.encoder import Encoder, SentenceEncoder, mismatch
-from index.errors import NoDocuments, NoIndex
+from index.errors import NoDocuments, NoIndex, RagError
 from index.generation import Manifest
 from index.loaders import is_known
 from index.lock import LOCK, PENDING, BuildLock
@@ -25,7 +25,7 @@ from index.placing import named_apart, place
 from index.plan import Plan, Wish, make_plan, nothing_found
 from index.reader import Limits, Read, Reader
 from index.scan import Root, Scan
-from index.store import Draft, FileRow, Placed, open_read_only, read_files
+from index.store import Draft, FileRow, Placed, clamped, open_read_only, read_files
 
 
 @dataclass
@@ -167,7 +167,7 @@ class _Build:
         self._choose_ocr()
         self.settings = settings or before
         anew = self.manifest is not None and (self.settings != before or self.manifest.lexical != lexical.SETTINGS)
-        plan = make_plan(self.wish, self.manifest, self.files, anew, self.directory)
+        plan = make_plan(self.wish, self.manifest or self._before(), self.files, anew, self.directory, rebuild)
         self.report.files_seen = len(plan.found.files)
         self.report.files_skipped = [{"path": _readable(p), "reason": reason} for p, reason in plan.found.skipped]
         if not plan.found.files and not plan.gone and not plan.found.unreadable:
@@ -220,6 +220,12 @@ class _Build:
         finally:
             db.close()
 
+    def _before(self) -> Manifest | None:
+        """For a rebuild: what the last one, if it can be read, was asked for."""
+        with suppress(RagError):
+            return disk.read_manifest(*disk.pointed_to(self.directory))
+        return None
+
     def _choose_ocr(self) -> None:
         """OCR as asked for, else as before; where it is new, what could not be read is tried again."""
         before = self.manifest is not None and self.manifest.ocr
@@ -240,10 +246,15 @@ class _Build:
         for number, read in enumerate(reads):
             self.progress("reading", number, total)
             old = self.files.get(str(read.path))
-            if not anew and old and read.error and read.again and old.error in ("", read.error):
-                self.report.files_failed.append({"path": old.path, "error": read.error})
-            else:
+            if not (old and read.error and read.again and old.error in ("", read.error)):
                 yield read
+            elif anew and old.chunks:  # it cannot be cut anew, and would be lost
+                remedy = "make it readable, or take it out by rag-index rm"
+                raise NoDocuments(f"'{shown(old.path)}' {read.error}: {remedy}")
+            elif anew:
+                yield read
+            else:
+                self.report.files_failed.append({"path": old.path, "error": read.error})
         self.progress("reading", total, total)
 
     def _count_unchanged(self, row: FileRow) -> None:
@@ -257,6 +268,8 @@ class _Build:
     def _publish(
         self, plan: Plan, fill: Callable[[Draft], None], anew: bool, roots: list[dict[str, Any]] | None = None
     ) -> BuildReport:
+        if self.old and self.manifest:
+            disk.check_whole(self.old, self.manifest)  # what is copied is signed anew
         folder = self.directory / f"draft-{time.time_ns()}"
         try:
             folder.mkdir()  # within: Ctrl-C may come while it is made
@@ -325,7 +338,7 @@ class _Build:
 
     def _add(self, draft: Draft, read: Read) -> None:
         source = str(read.path)
-        row = FileRow(source, read.size, read.mtime_ns, read.sha256, error=read.error, again=read.again)
+        row = FileRow(source, read.size, clamped(read.mtime_ns), read.sha256, error=read.error, again=read.again)
         placed: list[Placed] = []
         documents = named_apart(read.documents)
         if not read.error:

@@ -215,8 +215,8 @@ def _build_once(options: argparse.Namespace, encoder: Any, rebuild: bool) -> "Bu
             encoder=encoder,
             settings=None if size is None else ChunkSettings.of(size),
             rebuild=rebuild,
-            include=options.include,
-            exclude=options.exclude,
+            include=_patterns(options.include),
+            exclude=_patterns(options.exclude),
             ignore_files=None if options.no_ignore is None else False,
             ocr=options.ocr,
             progress=progress,
@@ -251,6 +251,10 @@ def _passed_over(skipped: list[dict[str, str]]) -> None:
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
         say(f"  passed over: {len(unknown)} files of other kinds ({listed})")
+
+
+def _patterns(given: list[str] | None) -> list[str] | None:
+    return None if given is None else [pattern for pattern in given if pattern]
 
 
 def _list(what: str, rows: list[tuple[str, str]]) -> None:
@@ -297,6 +301,8 @@ def _status(options: argparse.Namespace) -> dict[str, Any] | None:
     say(f"{status['index']}: {status['generation']} of {status['built_at']}, {status['bytes'] / 1e6:.1f} MB")
     say(f"  {status['files']} files, {status['chunks']} passages, under {', '.join(map(shown, status['roots']))}")
     say(f"  encoder {encoder['name']}, {encoder['dimension']} dimensions, {encoder['precision']}; {status['faiss']}")
+    for path, kinds in status["patterns"].items():
+        say(f"  patterns for {shown(path)}: {', '.join(f'{k} {v}' for k, vs in kinds.items() for v in vs)}")
     for path in status["removed"]:
         say(f"  kept out: {shown(path)}")
     _list("failed", [(failed["path"], failed["error"]) for failed in status["files_failed"]])

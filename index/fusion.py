@@ -13,7 +13,10 @@ DENSE_WEIGHT = 0.6
 
 
 def convex(dense: "Floats", lexical: "Floats", weight: float = DENSE_WEIGHT) -> "Floats":
-    """Convex combination of min-max-normalised scores (Bruch et al. 2023, "An Analysis of Fusion Functions").
+    """Convex combination of both scores over their maximum (Bruch et al. 2023, "An Analysis of Fusion Functions").
+
+    Stretching each from its minimum to its maximum, which is usual, ranks as well where both know something, but makes
+    a lot of nothing: where all cosines are 0.25, their noise then outvotes the words.
 
     Args:
         dense: (n,) cosines of all candidates.
@@ -23,13 +26,10 @@ def convex(dense: "Floats", lexical: "Floats", weight: float = DENSE_WEIGHT) -> 
     Returns:
         (n,) scores from 0 to 1.
     """
-    return weight * _min_max(dense) + (1 - weight) * _min_max(lexical)
+    return weight * _over_maximum(dense) + (1 - weight) * _over_maximum(lexical)
 
 
-def _min_max(scores: "Floats") -> "Floats":
-    low, high = scores.min(), scores.max()
-    if high > low:
-        stretched: Floats = (scores - low) / (high - low)
-    else:  # one candidate, or no word of the query in any
-        stretched = (scores > 0).astype(scores.dtype)
-    return stretched
+def _over_maximum(scores: "Floats") -> "Floats":
+    best = scores.max()
+    shares: Floats = scores.clip(min=0) / best if best > 0 else scores * 0
+    return shares

@@ -9,16 +9,19 @@ DIR/gen-000007/manifest.json    schema, encoder, settings, roots, counts; size a
                bm25/            the lexical index, in bm25s' form (lexical.py)
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from index.errors import IndexDamaged, NoIndex
 
@@ -36,6 +39,8 @@ KEPT = 2
 """Generations left on disk after a build: the current one, and the last, whose vectors a change of mind can use."""
 HEAD = 1 << 16
 """Bytes at the start of a part that are hashed at every opening: a header that lies is never acted upon."""
+MANIFEST_BYTES = 64 << 20
+"""A longer manifest is none that a build wrote."""
 HASHED_AT_OPENING = 64 << 20
 """Generations of at most this many bytes (0.05 s) are hashed whole at every opening; larger ones by `verify`."""
 
@@ -99,7 +104,7 @@ def pointed_to(directory: Path) -> tuple[Path, str]:
 
 def _pointer(directory: Path) -> str:
     try:
-        return (directory / POINTER).read_text("utf-8", errors="replace")
+        return _small(directory / POINTER, HEAD).decode("utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         raise NoIndex(
             f"there is no index at '{directory}'. Run: rag-index build FOLDER" + _index_option(directory)
@@ -108,6 +113,24 @@ def _pointer(directory: Path) -> str:
         raise IndexDamaged(
             f"the index at '{directory}' cannot be read ({error.strerror}): check its permissions"
         ) from None
+
+
+def _opened(path: Path) -> BufferedReader:
+    """A regular file, opened; a pipe or a device in its place would make whoever opens it wait, or never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    stream = open(descriptor, "rb")  # noqa: PTH123, SIM115  (a descriptor, closed by the caller)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a file of the index")
+    return stream
+
+
+def _small(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes."""
+    with _opened(path) as stream:
+        if os.fstat(stream.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, "not a file of the index")
+        return stream.read(most)
 
 
 def damaged(directory: Path, what: str) -> IndexDamaged:
@@ -136,7 +159,7 @@ def read_manifest(generation: Path, digest: str) -> Manifest:
     """
     directory, where = generation.parent, f"{generation.name}/{MANIFEST}"
     try:
-        data = (generation / MANIFEST).read_bytes()
+        data = _small(generation / MANIFEST, MANIFEST_BYTES)
         raw = json.loads(data)
         schema = raw["schema"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -166,7 +189,7 @@ def _wrong(path: Path, part: Part, whole: bool) -> str:
     try:
         if path.stat().st_size != part.bytes:
             return "is cut"
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             if hashlib.sha256(stream.read(HEAD)).hexdigest() != part.head:
                 return "has changed since it was written"
     except OSError:
@@ -176,8 +199,19 @@ def _wrong(path: Path, part: Part, whole: bool) -> str:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_whole(generation: Path, manifest: Manifest) -> None:
+    """Hashes every part, so that a build copies no damage into the next generation.
+
+    Raises:
+        IndexDamaged: a part is not, byte for byte, what was written.
+    """
+    for name, part in manifest.parts.items():
+        if fault := _wrong(generation / name, part, whole=True):
+            raise damaged(generation.parent, f"{generation.name}/{name} {fault}")
 
 
 def verify_parts(generation: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -191,7 +225,7 @@ def verify_parts(generation: Path, manifest: Manifest) -> Iterator[tuple[str, st
             yield path.relative_to(generation).as_posix(), "does not belong to the index"
 
 
-def opened(directory: Path) -> tuple[Path, Manifest, IO[bytes] | None]:
+def opened(directory: Path) -> tuple[Path, Manifest, BufferedReader | None]:
     """The current generation, its manifest, and what keeps it on disk until it is closed (see `in_use`).
 
     Raises:
@@ -213,13 +247,13 @@ def opened(directory: Path) -> tuple[Path, Manifest, IO[bytes] | None]:
                 raise damaged(directory, f"{generation.name}/{MANIFEST} is missing") from error
 
 
-def in_use(generation: Path) -> IO[bytes] | None:
+def in_use(generation: Path) -> BufferedReader | None:
     """Marks a generation as read by this process until what is returned is closed; it is not removed before.
 
     Raises:
         FileNotFoundError: a build has just removed it.
     """
-    stream = (generation / MANIFEST).open("rb")
+    stream = _opened(generation / MANIFEST)
     if fcntl:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -243,6 +277,7 @@ def publish(draft: Path, manifest: Manifest) -> Path:
     numbers = [number for number, _ in _generations(directory)]
     final = directory / f"gen-{max(numbers, default=0) + 1:06d}"
     pointer = directory / f"{POINTER}.new"
+    pointer.unlink(missing_ok=True)  # a link in its place would be written through
     pointer.write_text(f"{final.name} {hashlib.sha256(text.encode()).hexdigest()}\n", "utf-8")
     flush(pointer)
     draft.rename(final)  # only now: nothing that needs room follows, so a full disk leaves no orphan
@@ -275,7 +310,7 @@ def _lock_to_remove(generation: Path) -> bool:
     if not fcntl:
         return True
     with suppress(OSError):
-        with (generation / MANIFEST).open("rb") as stream:
+        with _opened(generation / MANIFEST) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (generation / MANIFEST).unlink()
         return True
@@ -284,7 +319,7 @@ def _lock_to_remove(generation: Path) -> bool:
 
 def _generations(directory: Path) -> Iterator[tuple[int, Path]]:
     for path in directory.iterdir():
-        if match := NAME.fullmatch(path.name):
+        if (match := NAME.fullmatch(path.name)) and not path.is_symlink():
             yield int(match[1]), path
 
 

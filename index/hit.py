@@ -96,11 +96,11 @@ def expanded(db: sqlite3.Connection, hit: Hit, neighbours: int) -> Hit:
     start, end, text = hit.start, hit.end, hit.text
     for first, last, more in rows:  # those after it, outwards
         if first >= hit.start and last > end and first - end <= GAP:
-            text += " " * (first - end) + more[max(0, end - first) :]
+            text += _blank(first - end) + more[max(0, end - first) :]
             end = last
     for first, last, more in reversed(rows):
         if last <= hit.end and first < start and start - last <= GAP:
-            text = more[: start - first] + " " * (start - last) + text
+            text = more[: start - first] + _blank(start - last) + text
             start = first
     return replace(hit, start=start, end=end, text=text)
 
@@ -114,3 +114,8 @@ def _stitched(rows: list[tuple[int, int, str]], first: int, last: int) -> str:
             pieces.append(text[low - start : high - start])
             first = high
     return "\n".join(pieces)
+
+
+def _blank(length: int) -> str:
+    """What stands between two passages, in as many characters: a blank between sentences, else new lines."""
+    return " " if length == 1 else "\n" * max(0, length)

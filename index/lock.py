@@ -1,7 +1,6 @@
 """One build at a time: who holds an index, and what is left behind when a build makes nothing."""
 
 import os
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ class BuildLock:
         except Timeout:
             raise IndexBusy(f"{self._owner()} of '{self._directory}' is running: wait for it to end") from None
         with suppress(OSError):  # a full disk: the name of the holder is a courtesy
+            (self._directory / OWNER).unlink(missing_ok=True)  # a link in its place would be written through
             (self._directory / OWNER).write_text(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}", "utf-8")
 
     def _owner(self) -> str:
@@ -44,8 +44,8 @@ class BuildLock:
         (self._directory / OWNER).unlink(missing_ok=True)
         kept = (self._directory / POINTER, self._directory / PENDING)
         if self._made and not any(path.exists() for path in kept):
-            shutil.rmtree(self._directory, ignore_errors=True)  # with the lock held: nobody has begun a build in it
-            with suppress(OSError):  # somebody else put something there meanwhile
-                for parent in self._made[1:]:
-                    parent.rmdir()
+            with suppress(OSError):  # what somebody else put there meanwhile stays, and the folder with it
+                (self._directory / LOCK).unlink(missing_ok=True)
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.release()

@@ -1,6 +1,8 @@
 """What a build has to do: which roots, which files are new, changed or gone. Reads no document but those in doubt."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from index.errors import NoDocuments
 from index.generation import Manifest
 from index.paths import shown
 from index.scan import Root, Scan, scan
-from index.store import FileRow
+from index.store import FileRow, clamped
 
 RACY_NS = 2_000_000_000
 """A file changed this shortly before it was read may have changed again within its clock tick: its hash decides."""
@@ -67,7 +69,12 @@ def roots_of(manifest: Manifest | None) -> dict[Path, Root]:
 
 
 def make_plan(
-    wish: Wish, manifest: Manifest | None, old: dict[str, FileRow], everything: bool, leave_out: Path
+    wish: Wish,
+    manifest: Manifest | None,
+    old: dict[str, FileRow],
+    everything: bool,
+    leave_out: Path,
+    rebuild: bool = False,
 ) -> Plan:
     """Looks at the files and compares them with the index.
 
@@ -77,6 +84,7 @@ def make_plan(
         old: its files, by path.
         everything: whether all of its roots are looked through, not only those that are asked for.
         leave_out: the index's own folder.
+        rebuild: whether only what is asked for stays; of the manifest, patterns and what `rm` took out still count.
 
     Raises:
         NoDocuments: no path is known, or one does not exist.
@@ -92,6 +100,8 @@ def make_plan(
         raise NoDocuments("no folder to index is given. Run: rag-index build FOLDER")
     looked_at = dict(given)
     for path, root in earlier.items():
+        if rebuild:
+            break
         if path not in given and everything and not path.exists():
             raise _vanished(path)  # what cannot be cut anew would be lost
         if path not in given and (everything or _below(path, given)) and path.exists():
@@ -102,9 +112,11 @@ def make_plan(
     named = {str(_absolute(path)) for path in wish.paths}
     removed = [path for path in (manifest.removed if manifest else []) if path not in named]
     _pass_over(found, removed)
-    kept = {path: root for path, root in earlier.items() if path not in looked_at and wish.paths}
+    kept = {path: root for path, root in earlier.items() if path not in looked_at and wish.paths and not rebuild}
     plan = Plan([*kept.values(), *looked_at.values()], removed, found)
     plan.roots.sort(key=lambda root: str(root.path))
+    if rebuild:
+        plan.removed = [path for path in removed if _starts(path, [str(root.path) for root in plan.roots])]
     _compare(plan, manifest, old)
     return plan
 
@@ -156,8 +168,8 @@ def _compare(plan: Plan, manifest: Manifest | None, old: dict[str, FileRow]) -> 
         row = old.get(str(path))
         if row and _unchanged(path, row, plan.found, built_at):
             plan.unchanged.append(row)
-            if row.mtime_ns != plan.found.files[path].st_mtime_ns:
-                row.mtime_ns = plan.found.files[path].st_mtime_ns
+            if row.mtime_ns != clamped(plan.found.files[path].st_mtime_ns):
+                row.mtime_ns = clamped(plan.found.files[path].st_mtime_ns)
                 plan.touched.append(row)
         else:
             plan.read.append(path)
@@ -168,17 +180,27 @@ def _starts(source: str, folders: Iterable[str]) -> bool:
 
 
 def _unchanged(path: Path, row: FileRow, found: Scan, built_at: float) -> bool:
-    stat = found.files[path]
-    if row.again or stat.st_size != row.size:
+    status = found.files[path]
+    if row.again or status.st_size != row.size:
         return False
-    racy = stat.st_mtime_ns > built_at * 1e9 - RACY_NS
-    if stat.st_mtime_ns == row.mtime_ns and not racy:
+    racy = status.st_mtime_ns > built_at * 1e9 - RACY_NS
+    if clamped(status.st_mtime_ns) == row.mtime_ns and not racy:
         return True
+    if not row.sha256:  # too large to be read, and still as large
+        return True
+    return _sha256(path) == row.sha256
+
+
+def _sha256(path: Path) -> str | None:
+    """Hex digest of a regular file; None of what cannot be opened or has become a pipe or a device meanwhile."""
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == row.sha256
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as stream:  # noqa: PTH123  (a descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
-        return False
+        return None
 
 
 def nothing_found(found: Scan) -> NoDocuments:

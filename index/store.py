@@ -94,6 +94,11 @@ class Placed:
     """The heading path that is shown."""
 
 
+def clamped(number: int) -> int:
+    """A time that SQLite can hold: some file systems keep years far beyond 64 bits of nanoseconds."""
+    return max(-(2**63), min(number, 2**63 - 1))
+
+
 def encoded(context: str, text: str) -> str:
     """What the encoder sees of a passage."""
     return f"{context}\n{text}" if context else text
@@ -107,7 +112,8 @@ def source_of(path: str, record: str) -> str:
 def chunk_name(path: str, record: str, start: int, text: str) -> str:
     """A chunk's id: the same text at the same place has the same in every generation."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return hashlib.sha256(f"{source_of(path, record)}\0{start}\0{digest}".encode()).hexdigest()[:16]
+    # NUL stands in no path, as `#` may.
+    return hashlib.sha256(f"{path}\0{record}\0{start}\0{digest}".encode()).hexdigest()[:16]
 
 
 def open_read_only(generation: Path) -> sqlite3.Connection:

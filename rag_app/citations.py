@@ -27,6 +27,7 @@ FENCE = re.compile(r"[\s>*+\d.-]*```[^`]*$")
 ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Dr|Mrs?|Ms|Prof|St|[Ff]ig|al|approx|cf|vs)\.$|^\W*\d{1,3}\.$"
 )
+ADDRESS = re.compile(r"\]\([^)\s]*\)|https?://\S+")
 HEADING = re.compile(r"#{1,6} ")
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
 STOP_WORDS = frozenset(
@@ -136,7 +137,11 @@ class Citer:
         if not code and not _words(sentence):
             return ""  # a bullet or a row of dots: the sentence goes on
         self._sentence, self._named = "", []
-        quote = None if code or HEADING.match(sentence.lstrip()) else self._best(_words(sentence), named)
+        quote = (
+            None
+            if code or HEADING.match(sentence.lstrip())
+            else self._best(_words(sentence), _figures(sentence), named)
+        )
         if quote is None:
             return ""
         hit = self._passages[quote.n - 1]
@@ -146,11 +151,15 @@ class Citer:
             self.citations.append(citation)
         return f" [{quote.n}]"
 
-    def _best(self, words: frozenset[str], named: list[int]) -> _Quote | None:
+    def _best(self, words: frozenset[str], figures: frozenset[str], named: list[int]) -> _Quote | None:
         pools = [[q for q in self._quotes if q.n in named], self._quotes]
         for pool in pools:
             ranked = [(self._support(words, q), -q.n, q.start - q.end, q) for q in pool]
-            supported = [entry for entry in ranked if self._share(words, entry[3].words) >= SUPPORT]
+            supported = [
+                entry
+                for entry in ranked
+                if self._share(words, entry[3].words) >= SUPPORT and figures <= entry[3].words | self._question
+            ]
             if supported:
                 return max(supported, key=lambda entry: entry[:3])[3]
         return None
@@ -169,6 +178,12 @@ def _words(text: str) -> frozenset[str]:
     """Content words, lower-case, without a plural s."""
     found = (word.lower() for word in WORD.findall(text))
     return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") else w for w in found if w not in STOP_WORDS)
+
+
+def _figures(text: str) -> frozenset[str]:
+    """Numbers and codes, addresses left out: what the quote has to have, however alike the other words are."""
+    words = _words(ADDRESS.sub(" ", text))
+    return frozenset(word for word in words if len(word) > 1 and any(c.isdigit() for c in word))
 
 
 def _quotes(passages: Sequence[Hit]) -> Iterator[_Quote]:

@@ -30,7 +30,7 @@ from index import (
 )
 from index import generation as disk
 from index.build import PENDING, remove
-from index.maintain import verify
+from index.maintain import collect_garbage, verify
 from index.pending import Pending
 from index.store import FileRow, encoded, open_read_only, read_files
 from index.vectors import Vectors
@@ -1082,3 +1082,119 @@ def test_records_of_one_name_are_told_apart(tmp_path: Path, encoder: WordEncoder
     with Index.open(tmp_path / "index", encoder) as index:
         (hit,) = index.search("the same words", 1)
     assert (hit.source.rpartition("/")[2], len(hit.also)) == ("rows.jsonl#a", 1)
+
+
+def test_records_that_bear_the_name_another_was_given(tmp_path: Path, encoder: WordEncoder) -> None:
+    docs = tmp_path / "docs"
+    write(
+        docs / "a.jsonl",
+        "\n".join(f'{{"_id": "{name}", "text": "hello world"}}' for name in ("a", "a", "a~2", "x.txt")),
+    )
+    write(docs / "a.jsonl#x.txt", "hello world")
+    assert build([docs], tmp_path / "index", encoder=encoder).chunks == 5
+
+
+def test_a_file_of_a_year_that_64_bits_do_not_reach(tmp_path: Path, encoder: WordEncoder) -> None:
+    path = write(tmp_path / "docs" / "late.txt", "from the year 2400")
+    os.utime(path, ns=(2**63 + 10**18, 2**63 + 10**18))
+    if path.stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system keeps no such times")
+    assert build([path.parent], tmp_path / "index", encoder=encoder).chunks == 1
+    assert build([path.parent], tmp_path / "index", encoder=encoder).files_unchanged == 1
+
+
+def test_damage_is_not_copied_into_the_next_generation(
+    docs: Path, where: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(docs / "long.txt", "\n\n".join(f"Paragraph {n} tells of thing{n} and of {'word ' * 40}" for n in range(300)))
+    build([docs], where, encoder=encoder)
+    monkeypatch.setattr(disk, "HASHED_AT_OPENING", 0)  # as for a large index
+    part = where / "gen-000001" / "chunks.sqlite3"
+    data = bytearray(part.read_bytes())
+    assert len(data) > disk.HEAD  # the harm is where opening does not look
+    data[-100] ^= 1
+    part.write_bytes(data)
+    write(docs / "more.txt", "one more")
+    with pytest.raises(IndexDamaged, match=r"chunks\.sqlite3 has changed since it was written"):
+        build([docs], where, encoder=encoder)
+
+
+@needs_proc
+def test_other_chunk_sizes_do_not_lose_what_cannot_be_read_now(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    build([docs], where, encoder=encoder)
+    refuse(docs / "okapi.md")
+    named = docs / "okapi.md"
+    with pytest.raises(
+        NoDocuments, match=r"okapi\.md' cannot be opened .*: make it readable, or take it out by rag-index rm"
+    ):
+        build([docs, named], where, encoder=encoder, settings=ChunkSettings.of(64))
+    assert Index.open(where, encoder).status()["files"] == 3
+
+
+def test_links_in_an_index_lead_to_nothing_that_is_written_or_removed(
+    docs: Path, where: Path, tmp_path: Path, encoder: WordEncoder
+) -> None:
+    build([docs], where, encoder=encoder)
+    mine = tmp_path / "mine"
+    for name in ("manifest.json", "a", "b"):
+        write(mine / name, "precious")
+    (where / "gen-000000").symlink_to(mine)
+    (where / "CURRENT.new").symlink_to(mine / "a")
+    (where / "builder").symlink_to(mine / "b")
+    write(docs / "more.txt", "one more")
+    build([docs], where, encoder=encoder)
+    collect_garbage(where)
+    assert {path.name: path.read_text() for path in mine.iterdir()} == dict.fromkeys(
+        ("manifest.json", "a", "b"), "precious"
+    )
+    assert verify(where) == ("gen-000002", [])
+
+
+def test_a_first_build_that_fails_removes_only_what_it_made(tmp_path: Path, encoder: WordEncoder) -> None:
+    docs, where = tmp_path / "docs", tmp_path / "new" / "index"
+    write(docs / "empty.txt", "")
+
+    def put_notes() -> WordEncoder:
+        write(where / "notes.txt", "mine")
+        return encoder
+
+    with pytest.raises(NoDocuments):
+        build([docs], where, encoder=put_notes)
+    assert [path.name for path in where.iterdir()] == ["notes.txt"]
+
+
+def test_a_giant_that_was_refused_is_not_hashed(
+    docs: Path, where: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(docs / "giant.txt", "")
+    os.truncate(docs / "giant.txt", 2**40)
+    assert len(build([docs], where, encoder=encoder).files_failed) == 1
+    os.utime(docs / "giant.txt", (10**9, 10**9))
+    monkeypatch.setattr("index.plan._sha256", lambda path: 1 / 0 if path.name == "giant.txt" else None)
+    assert len(build([docs], where, encoder=encoder).files_failed) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["CURRENT", "gen-000001/manifest.json"])
+def test_a_pipe_in_the_place_of_a_part_hangs_nothing(docs: Path, where: Path, encoder: WordEncoder, name: str) -> None:
+    build([docs], where, encoder=encoder)
+    (where / name).unlink()
+    os.mkfifo(where / name)
+    with pytest.raises(IndexDamaged):
+        Index.open(where, encoder)
+    with pytest.raises(IndexDamaged):
+        build([docs], where, encoder=encoder)
+
+
+def test_a_rebuild_keeps_out_what_was_kept_out(docs: Path, where: Path, encoder: WordEncoder) -> None:
+    write(docs / "draft.txt", "a draft")
+    build([docs], where, encoder=encoder, exclude=["draft*"])
+    remove([docs / "okapi.md"], where)
+    build([docs], where, encoder=encoder, rebuild=True)
+    with Index.open(where, encoder) as index:
+        status = index.status()
+    assert (status["files"], status["removed"]) == (2, [str(docs / "okapi.md")])
+    assert status["patterns"] == {str(docs): {"exclude": ["draft*"]}}
+    build([], where, encoder=encoder, rebuild=True, exclude=[])  # the same folders, and no pattern any more
+    with Index.open(where, encoder) as index:
+        assert (index.status()["files"], index.status()["patterns"]) == (3, {})

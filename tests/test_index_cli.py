@@ -28,7 +28,7 @@ HIT_KEYS = {
 }
 STATUS_KEYS = {
     *("index", "generation", "files", "files_failed", "chunks", "roots", "encoder", "chunker", "faiss", "bytes"),
-    *("built_at", "lexical", "passages", "removed"),
+    *("built_at", "lexical", "passages", "patterns", "removed"),
 }
 
 

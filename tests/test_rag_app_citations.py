@@ -215,3 +215,10 @@ def test_a_passage_of_one_long_line_and_an_answer_of_many_sentences() -> None:
     text, citations = cite("word7 word8 word9 word10. " * 50, passages(words))
     assert text.count(" [1]") == 50
     assert [citation.quote for citation in citations] == [words]
+
+
+def test_a_number_that_no_passage_has_is_not_borne_out() -> None:
+    hits = passages("Our policy number is HX-4471-B with Nordwind Mutual.")
+    assert cite("The policy number is 12-34-56.", hits) == ("The policy number is 12-34-56.", [])
+    text, citations = cite("The policy number is HX-4471-B.", hits)
+    assert (text, [c.n for c in citations]) == ("The policy number is HX-4471-B. [1]", [1])
