@@ -1,9 +1,9 @@
 """Chunks a second from text to a saved index: ours against LangChain with FAISS, and txtai; same chunks, same encoder.
 
-Run, with the peers in an environment of their own (for instance python -m venv /tmp/peers-index, then
-/tmp/peers-index/bin/pip install -r bench/requirements.txt):
+Run, with the peers in an environment of their own (for instance python -m venv ../peers, then
+../peers/bin/pip install -r bench/requirements.txt):
 
-    .venv/bin/python -m bench.index_build FOLDER --peers /tmp/peers-index/bin/python [--chunks 1500] [--repeat 3]
+    .venv/bin/python -m bench.index_build FOLDER --peers ../peers/bin/python [--chunks 1500] [--repeat 3]
 
 Chunks are drawn from the folder's documents with a fixed seed. Every system runs in a process of its own, in turns, as
 its manual's first example does. Chunks a second leave imports and the loading of the model out; the seconds of the

@@ -2,9 +2,9 @@
 
 The peers stay out of the project's environment:
 
-    python3 -m venv /tmp/peers && /tmp/peers/bin/pip install lxml pypdfium2 pypdf pdfplumber python-docx mammoth \\
+    python3 -m venv ../peers && ../peers/bin/pip install lxml pypdfium2 pypdf pdfplumber python-docx mammoth \\
         docx2python python-pptx openpyxl xlsxwriter python-calamine reportlab charset-normalizer striprtf markdown-it-py
-    PYTHONPATH=. /tmp/peers/bin/python bench/loaders.py FOLDER
+    PYTHONPATH=. ../peers/bin/python bench/loaders.py FOLDER
 
 FOLDER: documents of any kind; its PDFs with bookmarks are the sample for PDF. The Office files are made here.
 """
