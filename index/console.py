@@ -133,6 +133,14 @@ def words(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _width() -> dict[str, Any]:
+    """For tqdm, which draws nothing on a terminal that says it has no columns."""
+    with suppress(OSError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns:
+            return {"dynamic_ncols": True}
+    return {"ncols": 80}
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Gives a callback `(stage, done, total)` that draws a bar per stage on a terminal, and nothing elsewhere."""
@@ -148,7 +156,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.pop(other).close()
         if stage not in bars:
             unit = UNITS.get(stage, " steps")
-            bars[stage] = tqdm(desc=stage, total=total, unit=unit, file=sys.stderr, leave=False, dynamic_ncols=True)
+            bars[stage] = tqdm(desc=stage, total=total, unit=unit, file=sys.stderr, leave=False, **_width())
         bars[stage].update(done - bars[stage].n)
 
     try:
