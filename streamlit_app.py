@@ -10,7 +10,7 @@ from index.paths import shown
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
 from rag_app.desk import Desk, Run
-from rag_app.llama import LlamaCpp
+from rag_app.engines.llama import LlamaCpp
 from rag_app.show import Source, as_markdown, sources
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from rag_app.bot import Bot
-from rag_app.llama import LlamaCpp
+from rag_app.engines.llama import LlamaCpp
 
 PORT = 8517
 

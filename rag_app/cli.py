@@ -51,7 +51,7 @@ def _temperature(text: str) -> float:
 def _ask(options: argparse.Namespace) -> dict[str, Any] | None:
     from index.encoder import SentenceEncoder
     from rag_app.bot import Bot, Done, Token
-    from rag_app.llama import LlamaCpp
+    from rag_app.engines.llama import LlamaCpp
 
     model = LlamaCpp(
         path=options.model, max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed

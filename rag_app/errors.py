@@ -3,6 +3,8 @@
 RagError (index.errors)
 ├── ModelNotFound         no model file at the path, or the bundled one is not installed
 ├── ModelInvalid          the file is not a GGUF, is cut, or lacks a chat template
+├── SettingInvalid        a setting, strategy or tool is unknown, out of range, or one that the engine lacks
+├── ServerFailed          the model's server is down, slow, refuses, or breaks off
 ├── PromptTooLong         the question alone does not fit the model's window
 ├── WorkerDied            the process that runs the model ended in the middle of an answer
 └── ChatsUnusable         conversations cannot be read or kept: a full disk, a damaged or foreign file
@@ -17,6 +19,14 @@ class ModelNotFound(RagError):
 
 class ModelInvalid(RagError):
     """The model file cannot be served."""
+
+
+class SettingInvalid(RagError):
+    """A setting, strategy, tool or file of settings is unknown, out of range, or one that the engine lacks."""
+
+
+class ServerFailed(RagError):
+    """The server that runs the model is down, slow, refuses, or broke off; retries did not help."""
 
 
 class PromptTooLong(RagError):

@@ -78,7 +78,7 @@ def real_encoder() -> Any:
 
 @pytest.fixture(scope="session")
 def real_model() -> Iterator[Any]:
-    from rag_app.llama import LlamaCpp
+    from rag_app.engines.llama import LlamaCpp
 
     model = LlamaCpp(max_tokens=48)
     yield model

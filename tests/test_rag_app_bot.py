@@ -12,8 +12,8 @@ from langchain_core.messages import AIMessageChunk
 from index import Index, IndexDamaged, IndexMismatch, NoIndex, QueryInvalid, build
 from index.loaders import load
 from rag_app.bot import MIN_SCORE, NOTHING, Answer, Bot, ChatModel, Done, Event, Found, Reading, Token, declines
+from rag_app.engines.llama import LlamaCpp
 from rag_app.errors import ModelNotFound, PromptTooLong, WorkerDied
-from rag_app.llama import LlamaCpp
 from rag_app.prompt import NOT_FOUND, Message, question_prompt
 from tests.conftest import WordEncoder, copy_of
 

@@ -380,7 +380,7 @@ def asking(home: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def worker_of(process: "subprocess.Popen[bytes]") -> int:
     children = Path(f"/proc/{process.pid}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return next(pid for pid in pids if b"rag_app.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(pid for pid in pids if b"rag_app.engines.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker in /proc: Linux only")

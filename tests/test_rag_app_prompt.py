@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from rag_app.llama import LlamaCpp
+from rag_app.engines.llama import LlamaCpp
+from rag_app.engines.worker import Worker
 from rag_app.models import locate
 from rag_app.prompt import Message, Segment, question_prompt, render
-from rag_app.worker import Worker
 
 QUESTION = " How long is its tongue?\n"
 PASSAGES = ["(Animals > Okapi)\nIts tongue is 45 centimetres long.\n", "The axolotl keeps its gills."]

@@ -35,7 +35,7 @@ class Served:
     def worker(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         pids = [int(pid) for file in children for pid in file.read_text().split()]
-        return next(pid for pid in pids if b"rag_app.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return next(pid for pid in pids if b"rag_app.engines.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Raw:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rag_app.worker"],
+            [sys.executable, "-m", "rag_app.engines.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

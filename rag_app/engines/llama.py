@@ -187,7 +187,7 @@ class _Process:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
             # -P: "-m" alone would import what lies in the current folder, which may be anybody's documents.
-            [sys.executable, "-P", "-m", "rag_app.worker"],
+            [sys.executable, "-P", "-m", "rag_app.engines.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -17,8 +17,8 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from index import RagError
+from rag_app.engines.llama import LlamaCpp
 from rag_app.errors import ModelInvalid, ModelNotFound, PromptTooLong, WorkerDied
-from rag_app.llama import LlamaCpp
 from rag_app.models import locate
 from rag_app.prompt import Message
 from tests.conftest import ROOT
@@ -32,7 +32,7 @@ ENDLESS_TOKENS = 3000
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a healthy worker may take long to stop: it is not to be taken for a stuck one."""
-    monkeypatch.setattr("rag_app.llama.PATIENCE", 3600.0)
+    monkeypatch.setattr("rag_app.engines.llama.PATIENCE", 3600.0)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_killed_and_then_closed_is_no_error(endless: LlamaCpp) -> None:
 def test_a_worker_that_heeds_no_stop_is_killed(
     endless: LlamaCpp, model: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rag_app.llama.PATIENCE", 0.1)
+    monkeypatch.setattr("rag_app.engines.llama.PATIENCE", 0.1)
     stream = begin(endless)
     pid = endless.pid()
     assert pid
@@ -247,7 +247,7 @@ def test_closing_what_was_never_used() -> None:
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not its child: Linux only")
 def test_the_worker_dies_with_a_killed_parent() -> None:
     code = (
-        "import sys; from rag_app.llama import LlamaCpp; model = LlamaCpp(max_tokens=3000)\n"
+        "import sys; from rag_app.engines.llama import LlamaCpp; model = LlamaCpp(max_tokens=3000)\n"
         f"stream = model.stream({ENDLESS!r})\n"
         "while not next(stream).text: pass\n"
         "print(model.pid(), flush=True); sys.stdin.read()"

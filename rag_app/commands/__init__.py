@@ -1,0 +1,1 @@
+"""The subcommands of `rag-app`, a module each; none imports anything heavy before it runs."""

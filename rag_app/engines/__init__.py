@@ -1,0 +1,1 @@
+"""Language models behind `Generator`: llama.cpp, Transformers, servers, any LangChain chat model."""
