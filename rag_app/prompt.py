@@ -10,15 +10,58 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 """Raised with every change to a text below; an adapter serves only the version it was trained with."""
 
 NOT_FOUND = "The documents do not say."
 """The answer when the passages do not hold one."""
 
 SYSTEM = f"You answer questions from documents. When they do not hold the answer, you say: {NOT_FOUND}"
+DIRECT = "Using only the passages above, answer in one short sentence:"
+BRIEFLY = "Using only the passages above, answer in as few words as possible:"
+THINKING = (
+    'Using only the passages above, think step by step, then write "Answer:" and the answer in one short sentence:'
+)
+ANSWER_MARK = "Answer:"
+REACT = (
+    """You answer questions with tools. In each turn you write one thought, one action and its input, like this:
+
+Thought: what to do next, and why
+Action: the name of one tool
+Input: what the tool is given
+
+Then you are shown the observation. The tools:
+{tools}
+As soon as the observations hold the answer, use finish. When they do not hold it, finish with: """
+    + NOT_FOUND
+)
+FIRST_THOUGHT = "I search the documents for the question."
+NO_PASSAGES = "(no passages)"
+PAL = f"""You answer questions from documents by writing a short Python program.
+It takes its values from the passages and puts the answer into the variable `answer`. You write only the program.
+When the passages do not hold the answer, it says: answer = "{NOT_FOUND}\""""
+PROGRAM = "Using only the passages above, write a Python program that puts the answer into `answer`:"
+STANDALONE = (
+    "You rewrite the last question of a conversation as one question that can be understood without the conversation. "
+    "You write only that question."
+)
+PAL_SHOT = (
+    ["The workshop sells a chair for 45 euros and a table for 120 euros.", "The workshop opens at nine."],
+    "What do four chairs and a table cost together?",
+    "```python\nchair = 45\ntable = 120\nanswer = 4 * chair + table\n```",
+)
+REACT_SHOT = (
+    "In which town is the company that makes the Pelican lamp?",
+    (FIRST_THOUGHT, "search", "In which town is the company that makes the Pelican lamp?"),
+    "[1] The Pelican lamp is made by Harker & Sons since 1962.",
+    ("The lamp is made by Harker & Sons. I need their town.", "search", "Harker & Sons town"),
+    "[2] Harker & Sons have their works in Leven, beside the canal.",
+    ("Harker & Sons are in Leven.", "finish", "Leven"),
+)
 
 Role = Literal["system", "user", "assistant"]
+BLANK_LINES = re.compile(r"\n\s*\n+")
+LINE_MARKER = re.compile(r"^([ \t]*)\[(\d+)\]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +81,125 @@ class Segment:
     """Whether control tokens in `text` count as such; true only for what the chat template wrote."""
 
 
-def question_prompt(question: str, passages: Sequence[str]) -> list[Message]:
-    """The messages that ask `question` of `passages`, which are numbered from 1."""
-    numbered = "\n\n".join(f"[{n}] {passage.strip()}" for n, passage in enumerate(passages, 1))
+Turns = Sequence[tuple[str, str]]
+"""Earlier questions of a conversation and their answers, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A worked example."""
+
+    question: str
+    passages: Sequence[str]
+    answer: str
+
+
+def question_prompt(
+    question: str, passages: Sequence[str], history: Turns = (), shots: Sequence[Shot] = ()
+) -> list[Message]:
+    """The messages that ask `question` of `passages`, which are numbered from 1; with shots, for a few words."""
     # The question comes last, with the instruction beside it: on 60 questions of SQuAD's training part the bundled
     # model then answers in 23 tokens at F1 0.12, against 53 tokens at F1 0.09 with the instruction at the top.
-    content = f"{numbered}\n\nUsing only the passages above, answer in one short sentence: {question.strip()}"
-    return [Message("system", SYSTEM), Message("user", content)]
+    instruction = BRIEFLY if shots else DIRECT
+    worked = [
+        message
+        for shot in shots
+        for message in (
+            Message("user", _asked(shot.question, shot.passages, instruction)),
+            Message("assistant", shot.answer.strip()),
+        )
+    ]
+    asked = Message("user", _asked(question, passages, instruction))
+    return [Message("system", SYSTEM), *worked, *_turns(history), asked]
+
+
+def thinking_prompt(question: str, passages: Sequence[str], history: Turns = ()) -> list[Message]:
+    """The messages that ask for reasoning first and then, behind ANSWER_MARK, the answer (chain of thought)."""
+    return [Message("system", SYSTEM), *_turns(history), Message("user", _asked(question, passages, THINKING))]
+
+
+def program_prompt(
+    question: str, passages: Sequence[str], history: Turns = (), failed: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
+    """The messages that ask for a program (PAL); `failed` are earlier programs with what went wrong."""
+    shot_passages, shot_question, shot_program = PAL_SHOT
+    messages = [
+        Message("system", PAL),
+        Message("user", _asked(shot_question, shot_passages, PROGRAM)),
+        Message("assistant", shot_program),
+        *_turns(history),
+        Message("user", _asked(question, passages, PROGRAM)),
+    ]
+    for program, error in failed:
+        messages += [
+            Message("assistant", f"```python\n{program}\n```"),
+            Message("user", f"That failed: {error}\nWrite the program again, corrected."),
+        ]
+    return messages
+
+
+def react_prompt(
+    question: str, tools: Sequence[tuple[str, str]], steps: Sequence[tuple[str, str]], history: Turns = ()
+) -> list[Message]:
+    """The messages of a run of thought, action and observation (ReAct, Yao et al. 2022).
+
+    Args:
+        question: what is asked.
+        tools: name and description of each.
+        steps: what the model wrote in each step, laid out by `react_step`, and the observation that followed.
+        history: the conversation before.
+    """
+    described = "\n".join(f"- {name}: {' '.join(description.split())}" for name, description in tools)
+    example, *moves = REACT_SHOT
+    messages = [Message("system", REACT.format(tools=described)), Message("user", f"Question: {example}")]
+    for move in moves:
+        messages.append(Message("assistant", react_step(*move)) if isinstance(move, tuple) else _observed(move))
+    messages += [*_turns(history), Message("user", f"Question: {_one_line(question)}")]
+    for written, observation in steps:
+        messages += [Message("assistant", written), _observed(observation)]
+    return messages
+
+
+def react_step(thought: str, tool: str, text: str) -> str:
+    """A step in the one form that the model is shown."""
+    return f"Thought: {_one_line(thought)}\nAction: {tool}\nInput: {text}"
+
+
+def standalone_prompt(question: str, history: Turns) -> list[Message]:
+    """The messages that ask for a follow-up to be rewritten so that it stands alone."""
+    told = "\n".join(f"Question: {_one_line(q)}\nAnswer: {_one_line(a)}" for q, a in history)
+    return [Message("system", STANDALONE), Message("user", f"{told}\nLast question: {_one_line(question)}")]
+
+
+def numbered(passages: Sequence[str], first: int = 1) -> str:
+    """Passages under their numbers, a blank line between two.
+
+    Only this function writes a number in brackets at the head of a line, or a blank line: in a passage itself the
+    brackets become round and blank lines vanish, so no document can pass for several, or for the words around it.
+    """
+    return "\n\n".join(f"[{n}] {plain(passage)}" for n, passage in enumerate(passages, first)) or NO_PASSAGES
+
+
+def plain(text: str) -> str:
+    """A text that cannot be mistaken for the layout of the prompt around it."""
+    return LINE_MARKER.sub(r"\1(\2)", BLANK_LINES.sub("\n", text.strip().replace("\r", "\n")))
+
+
+def _asked(question: str, passages: Sequence[str], instruction: str) -> str:
+    return f"{numbered(passages)}\n\n{instruction} {plain(question)}"
+
+
+def _turns(history: Turns) -> list[Message]:
+    pairs = ((Message("user", plain(q)), Message("assistant", a.strip())) for q, a in history)
+    return [message for pair in pairs for message in pair]
+
+
+def _observed(observation: str) -> Message:
+    return Message("user", f"Observation: {observation}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def render(messages: Sequence[Message], template: str, bos: str = "", eos: str = "") -> list[Segment]:

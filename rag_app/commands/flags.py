@@ -1,4 +1,4 @@
-"""The flags that commands share, made from the tables of settings, so that file and command line know the same names."""
+"""The flags that commands share, made from the tables of settings: file and command line know the same names."""
 
 import argparse
 from dataclasses import fields
@@ -55,7 +55,7 @@ def add_generator(command: argparse.ArgumentParser) -> None:
     command.set_defaults(fail=command.error)
     group = command.add_argument_group("model")
     group.add_argument(
-        "--config", metavar="FILE", help="settings in TOML (default: config.toml in ./.rag or $RAG_HOME)"
+        "--config", metavar="FILE", help="settings in TOML (default: config.toml in the home)"
     )
     _add(group, ENGINE)
 

@@ -1,0 +1,59 @@
+"""The model writes a program, the sandbox runs it, its value is the answer (PAL, Gao et al. 2023)."""
+
+import ast
+from collections.abc import Iterator
+
+from rag_app.answer import Event, Step
+from rag_app.citations import Citer
+from rag_app.grammar import pal_grammar
+from rag_app.parse import program_of
+from rag_app.prompt import program_prompt, question_prompt
+from rag_app.run import LEAST_REPLY, Run
+from rag_app.sandbox import run_python
+
+MOST_PROGRAMS = 3
+"""A program that fails this often is given up; answers that came later were no better for it."""
+
+
+def pal(run: Run) -> Iterator[Event]:
+    """Programs until one gives a value; a question that none answers is answered directly."""
+    failed: list[tuple[str, str]] = []
+    while len(failed) < min(MOST_PROGRAMS, run.options.max_steps) and run.reply_room() >= LEAST_REPLY:
+        messages = run.fit(lambda texts, history: program_prompt(run.question, texts, history, failed), run.answer.hits)
+        reply = yield from run.write(messages, grammar=pal_grammar())
+        program = program_of(reply)
+        outcome = run_python(program)
+        observation = outcome.error or outcome.value or "the program gave `answer` no value"
+        wrong = bool(outcome.error) or not outcome.value.strip()
+        number = len(run.answer.steps) + 1
+        yield from run.step(Step(number, "", "python", program, observation, wrong))
+        if not wrong:
+            yield from _conclude(run, program, outcome.value)
+            return
+        failed.append((program, observation))
+    run.answer.notes.append("no program gave a value; this is a direct answer")
+    if run.reply_room() < 1:
+        yield from run.show("")
+    else:
+        messages = run.fit(lambda texts, history: question_prompt(run.question, texts, history), run.answer.hits)
+        yield from run.say(messages)
+
+
+def _conclude(run: Run, program: str, value: str) -> Iterator[Event]:
+    """The value, with the places that hold what it was computed from."""
+    writer = run.writer()
+    yield from writer.of(iter([value]))
+    if not run.answer.citations and not run.answer.refused:
+        evidence = Citer(run.question, run.passages).evidence(literals(program))
+        yield from writer.cite(evidence)
+    run.answer.finish_reason = "stop"
+
+
+def literals(program: str) -> list[str]:
+    """Numbers and texts that stand in a program, in order."""
+    try:
+        tree = ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return list(dict.fromkeys(str(c) for c in constants if isinstance(c, int | float | str) and str(c).strip()))
