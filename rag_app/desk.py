@@ -4,12 +4,14 @@ The page asks, follows, stops; the desk runs the bot in a thread per answer and 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from index import Hit, RagError
-from rag_app.bot import Answer, Bot, Done, Found, Token
+from rag_app.answer import Answer, Done, Event, Found, Query, Step, StepTaken, Thinking, Token, Waiting
+from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
+from rag_app.settings import Options
 
 PATIENCE = 8.0
 """Seconds that a stopped answer has to end before the model is killed."""
@@ -18,7 +20,7 @@ PATIENCE = 8.0
 class Run:
     """One answer in the making."""
 
-    def __init__(self, bot: Bot, question: str) -> None:
+    def __init__(self, bot: Bot, question: str, history: Sequence[Turn] = (), options: Options | None = None) -> None:
         self.stage = "Getting ready …"
         self.text = ""
         self.hits: list[Hit] = []
@@ -30,6 +32,8 @@ class Run:
         self.unkept = ""
         """A line for a person, when the answer could not be written to the chats."""
         self._bot, self._question = bot, question
+        self._history, self._options = history, options
+        self._steps: list[Step] = []
         self._changed = threading.Condition()
         self._over = False
 
@@ -59,16 +63,10 @@ class Run:
 
     def work(self) -> Turn:
         """Makes the answer; gives what is to be kept of it. `finish` lets the followers go."""
-        events = self._bot.stream(self._question)
+        events = self._bot.stream(self._question, self._history, self._options)
         try:
             for event in events:
-                if isinstance(event, Found):
-                    self.hits = event.hits
-                    self._show("Reading the passages …")
-                elif isinstance(event, Token):
-                    self._show("", event.text)
-                elif isinstance(event, Done):
-                    self.answer, self.stopped = event.answer, False
+                self._take(event)
                 if self.stopped:
                     break
         except RagError as error:
@@ -77,8 +75,27 @@ class Run:
             self.error = f"the answer failed ({type(error).__name__}: {error})"
         finally:
             events.close()
-        so_far = self.answer or Answer(self._question, self.text, hits=self.hits)
+        so_far = self.answer or Answer(self._question, self.text, hits=self.hits, steps=self._steps)
         return Turn("assistant", so_far.answer, {**asdict(so_far), "error": self.error, "stopped": self.stopped})
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Query(text=text, rewritten=True):
+                self._show(f"Searching for: {text}")
+            case Found():
+                self.hits = event.hits
+                self._show("Reading the passages …")
+            case Waiting():
+                self._show(f"Waiting: {event.place} before you …")
+            case Thinking():
+                self._show("Thinking …")
+            case StepTaken(step=step):
+                self._steps.append(step)
+                self._show(f"Step {step.number}: {step.action or 'thought'} …")
+            case Token():
+                self._show("", event.text)
+            case Done():
+                self.answer, self.stopped = event.answer, False
 
     def finish(self) -> None:
         """Ends every `follow`."""
@@ -101,13 +118,14 @@ class Desk:
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
 
-    def ask(self, chat: str, question: str) -> Run:
+    def ask(self, chat: str, question: str, options: Options | None = None) -> Run:
         """Begins an answer; the question is kept first. While one is being made for this chat, gives that one."""
         with self._lock:
             if chat in self._runs:
                 return self._runs[chat]
+            history = self.chats.turns(chat)
             self.chats.add(chat, Turn("user", question))
-            run = self._runs[chat] = Run(self.bot, question)
+            run = self._runs[chat] = Run(self.bot, question, history, options)
         threading.Thread(target=self._work, args=(chat, run), daemon=True).start()
         return run
 
@@ -137,7 +155,7 @@ class Desk:
 
     def model_name(self) -> str:
         """Name of the model file in use."""
-        return self.bot.model.check().name
+        return self.bot.model.check()
 
     def warm_up(self) -> None:
         """Loads everything in the background, so that the first question does not wait for it."""

@@ -1,4 +1,4 @@
-"""One answer in the making: what all strategies share. Writes with the model, shows, cites, counts; knows no strategy."""
+"""One answer in the making, and what all strategies share: write, show, cite, count. Knows no strategy."""
 
 import time
 from collections.abc import Generator as Stream
@@ -159,9 +159,9 @@ class Run:
         kept = _most(len(texts), lambda count: cost(count, 0) <= room)
         if not kept and texts:
             raise PromptTooLong(
-                f"the question is too long: {cost(0, 0):,} tokens with the instructions leave no room for a passage and "
-                f"an answer in the model's window of {self.generator.window():,}. Shorten it, and put long texts into "
-                "the index instead; or give the model a larger window with --n-ctx"
+                f"the question is too long: {cost(0, 0):,} tokens with the instructions leave no room for a "
+                f"passage and an answer in the model's window of {self.generator.window():,}. Shorten it, and put long "
+                "texts into the index instead; or give the model a larger window with --n-ctx"
             )
         alone = cost(kept, 0)
         most = min(room, alone + self.generator.window() // HISTORY_SHARE)
