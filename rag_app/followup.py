@@ -1,0 +1,330 @@
+"""Follow-up questions as queries that stand alone: rules on words, in English; no model, no index.
+
+A question is rewritten only when it leans on the conversation: a pronoun that nothing before it explains, 'what about
+Y?', 'why?', 'more examples'. One with words of its own is searched for as it stands, for a rewriting that was not
+needed drags the last topic into the next. Other languages are rewritten only where a question is a word or two.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LONGEST = 40
+"""Words of a question beyond which it stands alone."""
+MOST_CARRIED = 24
+"""Words of the conversation that a query takes over at most."""
+LOOK_BACK = 8
+"""Earlier questions that can matter: a chain of follow-ups is as long as that at most."""
+SHORT_ANSWER = 30
+"""Words of an answer up to which the names in it are what a pronoun may mean."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+AUX = _set(
+    "am is are was were be been being do does did done has have had can could will would shall should may might must "
+    "isn't aren't wasn't weren't don't doesn't didn't can't couldn't won't wouldn't shouldn't hasn't haven't"
+)
+WH = _set("what which who whom whose when where why how what's who's where's how's that's")
+PREPOSITION = _set(
+    "about above across after against along among around at before behind below between by despite during except for "
+    "from in inside into like near of off on onto out over per since through to toward towards under until up upon "
+    "versus via vs with within without"
+)
+CLAUSE = _set(
+    "and but or if when while because so which who before after until since once where how what why whether than as "
+    "though although unless without by that to"
+)
+"""Words that may begin a clause, in which a pronoun can stand for something earlier in the same question."""
+JOINING = _set("and but so then or also")
+"""Words that tie a question to what was said before."""
+LEADING = _set("only even also just especially except same instead not then perhaps maybe")
+PRONOUN = _set("it it's its itself they them their theirs they're he him his she her hers he's she's")
+POINTING = _set("this these those")
+FUNCTION = (
+    AUX
+    | WH
+    | PREPOSITION
+    | CLAUSE
+    | LEADING
+    | PRONOUN
+    | POINTING
+    | _set(
+        "a an the i i'm i'd me my mine we us our ours you your yours there here not no nor yes ok okay please thanks "
+        "thank any some all both each every either neither too very quite really still yet already else now again one "
+        "ones such own other others another more most less least few fewer many much lot lots well hmm oh let let's s "
+        "two three them former latter first second third fourth fifth last next previous rest etc"
+    )
+)
+VAGUE = _set(
+    """add advantage advice alternative answer apply author available benefit best better big call case cause change
+    cheap choose clarify code command common compare comparison complete con condition consequence continue correct
+    cost date default depend describe description detail difference different difficult directly disadvantage do
+    downside drawback easy effect elaborate enough exactly example exception expand expensive explain explanation far
+    fast figure file find full further get give go good happen hard help high idea important improve information
+    instruction kind know large limit limitation line link list little long look low main maximum mean meaning mention
+    method minimum name need new number often old option output page paper parameter part point possible practice price
+    problem pro purpose put quick quickly reason recommend recommendation reference repeat rephrase require requirement
+    result right risk safe say section see sense set setting short show similar size slow small someone something sort
+    source specific start step sum summarize support sure take tell thing time tip tradeoff translate true type
+    typical understand use useful usual usually value version want warning way work worse worst write wrong year
+    bigger cheaper easier faster higher larger longer lower shorter simpler slower smaller stronger weaker typically
+    great nice cool interesting reading read made did said used gave given took shown meant written works""",
+)
+"""Words that say what is asked about a thing, but not which thing."""
+
+WORD = re.compile(r"[^\W_](?:[\w'’]|[.-](?=\w))*|_+\w+")
+OPENER = re.compile(
+    r"^(?:(?:and|but|or|so|then|also|ok|okay|well|now|yes|no|thanks|thank you|great|hmm)\b[\s,.:;!–—-]*)+", re.I
+)
+ABOUT = re.compile(
+    r"^(?:and |but |so )?(?:what|how) about\b[\s,:]*|^(?:same|likewise|also|only|even|or)\b[\s,:]*", re.I
+)
+EMPTY_IT = re.compile(
+    r"\bit(?:'s| is| was| be| become)? (?:also |always |ever |really |still )?(?:possible|necessary|better|best|worth|"
+    r"safe|ok|okay|true|recommended|required|important|allowed|enough|hard|easy|normal|common|useful|take|takes|"
+    r"make sense|makes sense|matter|matters|mean to|mean when|mean if|mean for|mean that|raining)\b"
+    r"|\b(?:make|makes|making|made|find|is|was|isn't) it (?:\w+ )?(?:possible|easy|easier|hard|harder|clear)\b",
+    re.I,
+)
+SAID = re.compile(
+    r"\byou (?:just |have )?(?:say|said|mention|mentioned|list|listed|name|named|describe|described|wrote|told|gave)\b"
+    r"|\bthe (?:above|aforementioned|mentioned)\b"
+    r"|\bthe previous (?:one|answer|question|example|point|step|command|method|option|case)\b",
+    re.I,
+)
+PICKED = re.compile(
+    r"\b(?:which|the|another|other|others?|next|last|first|second|third|fourth|fifth|better|best|new|old|right|wrong) "
+    r"ones?\b(?! of\b)|\bthe (?:first|second|third|fourth|fifth|last|other|others|same|rest)\b"
+    r"(?=\W*$|[,;] | (?:is|are|does|do|was|were|can|for|in|with|apply|applies|work|works|two|three|go|hold|true)\b)"
+    r"|\bthe (?:former|latter)\b|\bothers\b|\bboth\b(?!.* and )",
+    re.I,
+)
+PENDING = re.compile(r"\binstead\b(?! of)|\b(?:then|there|else|otherwise)\W*$|\belse\b", re.I)
+BESIDES = re.compile(r"\b(?:too|as well|either|also|again)\W*$", re.I)
+EXISTS = re.compile(r"\b(?:is|are|was|were|be|isn't|aren't) there\b|\bthere (?:is|are|was|were|be)\b", re.I)
+THIS_TEXT = _set("documentation document documents docs corpus library project guide page year month week manual book")
+ORDER = {"first": 0, "former": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "latter": -1, "last": -1}
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+ITEM = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+(.+)$", re.M)
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    text: str
+    low: str
+    start: int
+
+
+def needs_context(question: str, history: Sequence[tuple[str, str]]) -> bool:
+    """Whether a question can be understood only with what was said before it.
+
+    Args:
+        question: as it was typed.
+        history: earlier questions with their answers, oldest first.
+    """
+    text = _plain(question)
+    words = _words(text)
+    if not history or not words or len(words) > LONGEST:
+        return False
+    if _bare(text, words):
+        return True
+    body = OPENER.sub("", text)
+    rest = _words(body)
+    if not rest or ABOUT.match(body) or _refers(body, rest):
+        return True
+    own = [word for word in rest if not _is_vague(word)]
+    if not own:
+        return True
+    asks = any(word.low in AUX | WH for word in rest)
+    if not asks and (body != text or (rest[0].low in PREPOSITION | LEADING and (len(rest) <= 4 or text[-1] == "?"))):
+        return True
+    named = any(_shape(word, rest[0]) for word in own)
+    if BESIDES.search(body):
+        return len(own) <= 2
+    return words[0].low in JOINING and body != text and not named and len(own) <= 2
+
+
+def standalone(question: str, history: Sequence[tuple[str, str]]) -> str:
+    """What to search for: the question itself where it stands alone, else with the words that it leans on.
+
+    Args:
+        question: as it was typed.
+        history: earlier questions with their answers, oldest first.
+    """
+    history = list(history)[-LOOK_BACK:]
+    if not needs_context(question, history):
+        return question
+    query = ""
+    for place, (earlier, _) in enumerate(history):
+        before = history[:place]
+        query = _rewritten(earlier, query, before) if query and needs_context(earlier, before) else earlier
+    return _rewritten(question, query, history)
+
+
+def _rewritten(question: str, query: str, history: Sequence[tuple[str, str]]) -> str:
+    """The question with the words of `query`, the last question in a form that stands alone."""
+    question, query = _plain(question), _plain(query)
+    words = _words(OPENER.sub("", question))
+    if replaced := _parallel(words, query, question):
+        return replaced
+    carried = [word.text for word in _words(query) if word.low not in FUNCTION]
+    answer = history[-1][1] if history else ""
+    if picked := _picked(question, answer, query):
+        others = {name.lower() for name in _names(_plain(answer)) + _names(query)}
+        carried = [picked, *(word for word in carried if word.lower() not in others)]
+    elif any(word.low in PRONOUN | POINTING for word in words):
+        plain = _plain(answer)
+        if len(plain.split()) <= SHORT_ANSWER:
+            carried += _names(plain)[:3]
+    have = {_stem(word.low) for word in words}
+    added = list[str]()
+    for text in carried:
+        key = _stem(text.lower())
+        if key not in have:
+            have.add(key)
+            added.append(text)
+    return f"{question} ({' '.join(added[:MOST_CARRIED])})" if added else question
+
+
+def _parallel(words: list[_Word], query: str, question: str) -> str:
+    """The earlier question with its one thing of a kind replaced by the new one: 'what about Y?'; '' where unclear."""
+    own = [word for word in words if not _is_vague(word)]
+    asks = any(word.low in AUX | WH for word in _words(ABOUT.sub("", OPENER.sub("", question))))
+    if asks or len(own) != 1 or not (shape := _shape(own[0], None)):
+        return ""
+    earlier = _words(query)
+    same = [word for word in earlier if _shape(word, earlier[0]) == shape and word.low not in FUNCTION]
+    if len({word.low for word in same}) != 1 or same[0].low == own[0].low:
+        return ""
+    return re.sub(rf"(?<!\w){re.escape(same[0].text)}(?!\w)", lambda _: own[0].text, query)
+
+
+def _picked(question: str, answer: str, query: str) -> str:
+    """What 'the second one' or 'the latter' is: an item of the answer's list, else a name in answer or question."""
+    found = re.search(rf"\b(?:the|which|and) ({'|'.join(ORDER)})\b", question, re.I)
+    if not found:
+        return ""
+    place = ORDER[found[1].lower()]
+    for things in (ITEM.findall(answer), _names(_plain(answer)), _names(query)):
+        if len(things) >= 2 and -len(things) <= place < len(things):
+            return " ".join(word.text for word in _words(things[place])[:8] if word.low not in FUNCTION)
+    return ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("’", "'").split())
+
+
+def _words(text: str) -> list[_Word]:
+    return [_Word(m.group(), m.group().lower(), m.start()) for m in WORD.finditer(text)]
+
+
+def _stem(word: str) -> str:
+    word = word.removesuffix("'s")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _is_vague(word: _Word) -> bool:
+    """Whether a word does not tell which thing is meant."""
+    low = word.low
+    forms = (low, _stem(low), low.removesuffix("ing"), low.removesuffix("ed"), low.removesuffix("d"), low[:-3] + "e")
+    return low in FUNCTION or low.isdigit() or any(form in VAGUE for form in forms)
+
+
+def _shape(word: _Word, first: _Word | None) -> str:
+    """What kind of name a word is: of code, with figures, of mixed case, or merely capitalised; '' for none.
+
+    The first word of a sentence is capitalised in any case.
+    """
+    text = word.text
+    if "_" in text:
+        return "code"
+    if text[0].isdigit():
+        return "figure"
+    if any(c.isupper() for c in text[1:]) or (len(text) > 1 and any(c.isdigit() for c in text)):
+        return "name"
+    return "proper" if text[0].isupper() and (first is None or word.start > first.start) and len(text) > 1 else ""
+
+
+def _names(text: str) -> list[str]:
+    """Names in a text, in order, each once; merely capitalised words count only within a sentence."""
+    found = dict[str, str]()
+    for sentence in re.split(r"(?<=[.!?:])\s+", text):
+        words = _words(sentence)
+        for word in words:
+            if word.low not in FUNCTION and _shape(word, words[0]) not in ("", "figure"):
+                found.setdefault(word.low, word.text)
+    return list(found.values())
+
+
+def _bare(text: str, words: list[_Word]) -> bool:
+    """Whether the question is a word or two with a question mark, in whatever language."""
+    letters = len(UNSPACED.findall(text))
+    if text[-1] not in "?？" or len(words) > 2 or letters > 4:
+        return False
+    return not any(word.low in AUX for word in words)
+
+
+def _refers(text: str, words: list[_Word]) -> bool:
+    """Whether something in the question points at what is not in the question."""
+    if SAID.search(text):
+        return True
+    blank = EMPTY_IT.sub(lambda m: "_" * len(m.group()), text)
+    for place, word in enumerate(words):
+        if blank[word.start] == "_" or not _points(words, place):
+            continue
+        if not _explained(text, words, place):
+            return True
+    exists = EXISTS.sub(lambda m: "x" * len(m.group()), text)
+    found = [m for pattern in (PICKED, PENDING) for m in pattern.finditer(exists)]
+    return any(not _explained(text, words, _place(words, m.start())) for m in found)
+
+
+def _place(words: list[_Word], start: int) -> int:
+    return next(place for place, word in enumerate(words) if word.start >= start)
+
+
+def _points(words: list[_Word], place: int) -> bool:
+    """Whether the word at `place` is a pronoun that stands for something."""
+    low = words[place].low
+    following = words[place + 1].low if place + 1 < len(words) else ""
+    before = words[place - 1].low if place else ""
+    if low in PRONOUN:
+        return True
+    if low in POINTING:
+        return following not in THIS_TEXT and not (low == "those" and following in {"who", "that", "which", "of"})
+    if low != "that":
+        return False
+    # 'that' after a noun begins a clause; after an auxiliary, a preposition or nothing it points.
+    return not before or not following or before in AUX | (PREPOSITION - {"so"}) | CLAUSE | {"use", "do", "about"}
+
+
+def _explained(text: str, words: list[_Word], place: int) -> bool:
+    """Whether the question itself says what the word at `place` stands for: before it, in another clause or as the
+    owner of what it owns; or after it, quoted."""
+    word = words[place]
+    if re.search(r"[:`\"“]", text[word.start :]):
+        return True
+    nouns = [p for p in range(place) if not _is_vague(words[p])]
+    if not nouns:
+        return False
+    if word.low in {"its", "their", "his", "her"}:
+        before = words[place - 1].low
+        if before not in AUX and (before not in PREPOSITION or _shape(words[nouns[-1]], words[0])):
+            return True
+    first = nouns[0]
+    return any(_begins_clause(text, words, p) for p in range(first + 1, place)) or any(
+        mark in text[words[first].start : word.start] for mark in (", ", "; ", ". ", "? ")
+    )
+
+
+def _begins_clause(text: str, words: list[_Word], place: int) -> bool:
+    low, following = words[place].low, words[place + 1].low
+    if low in {"without", "by", "before", "after", "since", "until"}:
+        return following.endswith("ing") or following not in PRONOUN | POINTING | {"that"}
+    if low == "to":
+        return following not in PRONOUN | POINTING | {"the", "a", "an", "that"}
+    return low in CLAUSE
