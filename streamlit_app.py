@@ -2,6 +2,8 @@
 
 import html
 import uuid
+from dataclasses import replace
+from typing import get_args
 
 import streamlit as st
 
@@ -10,14 +12,15 @@ from index.paths import shown
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
 from rag_app.desk import Desk, Run
-from rag_app.engines.llama import LlamaCpp
-from rag_app.show import Source, as_markdown, sources
+from rag_app.settings import Options, Strategy, load, make_generator
+from rag_app.show import Source, as_markdown, sources, steps
 
 
 @st.cache_resource(show_spinner=False)
 def open_desk() -> Desk:
     """One desk for all visitors; the models load while the first of them types."""
-    desk = Desk(Bot(LlamaCpp()), Chats())
+    settings = load()
+    desk = Desk(Bot(make_generator(settings), options=settings.answer), Chats())
     desk.warm_up()
     return desk
 
@@ -25,9 +28,14 @@ def open_desk() -> Desk:
 def main() -> None:
     """Draws the page once."""
     st.set_page_config(page_title="Chat with your documents", page_icon="📄")
-    desk = open_desk()
+    try:
+        desk = open_desk()
+    except RagError as error:  # of the file of settings
+        draw_error(str(error))
+        st.button("Look again")
+        return
     chat = st.query_params.get("chat", "") or uuid.uuid4().hex[:12]
-    draw_sidebar(desk)
+    options = draw_sidebar(desk)
     st.title("Chat with your documents")
     problem = desk.problem()
     if problem:
@@ -39,9 +47,9 @@ def main() -> None:
         draw_turn(turn, f"{chat}-{number}")
     if not turns and not problem:
         st.caption("Ask a question. The answer names the passages that it comes from; open one to see it in its place.")
-    question = st.chat_input("Ask about your documents (each question stands alone)", disabled=bool(problem or run))
+    question = st.chat_input("Ask about your documents", disabled=bool(problem or run))
     if question:
-        begin(desk, chat, question)
+        begin(desk, chat, question, options)
     if run:
         follow(run)
         if not run.unkept:
@@ -49,10 +57,10 @@ def main() -> None:
         draw_error(run.unkept)
 
 
-def begin(desk: Desk, chat: str, question: str) -> None:
+def begin(desk: Desk, chat: str, question: str, options: Options) -> None:
     """Starts an answer and draws the page anew: the question in it, the input closed, the address that of the chat."""
     try:
-        desk.ask(chat, question)
+        desk.ask(chat, question, options)
     except RagError as error:
         draw_error(str(error))
     else:
@@ -74,18 +82,21 @@ def draw_error(line: str) -> None:
     st.error(as_markdown(line))
 
 
-def draw_sidebar(desk: Desk) -> None:
-    """What is indexed, and a way to start afresh."""
+def draw_sidebar(desk: Desk) -> Options:
+    """A way to start afresh, how to answer, and what is indexed."""
     with st.sidebar:
         if st.button("New chat", icon=":material/add:", width="stretch"):
             st.query_params.clear()
             st.rerun()
+        names = get_args(Strategy)
+        strategy = st.selectbox("Strategy", names, names.index(desk.bot.options.strategy), key="strategy")
         if not desk.problem():
             status = desk.bot.index().status()
             st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
             for root in status["roots"]:
                 st.caption(f":material/folder: {as_markdown(shown(root))}")
             st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
+    return replace(desk.bot.options, strategy=strategy)
 
 
 def draw_turn(turn: Turn, key: str) -> None:
@@ -94,7 +105,10 @@ def draw_turn(turn: Turn, key: str) -> None:
         if turn.role == "user":
             st.text(turn.content)
             return
+        draw_way(turn)
         st.markdown(as_markdown(turn.content))
+        for note in turn.details.get("notes") or ():
+            st.caption(as_markdown(str(note)))
         if turn.details.get("stopped"):
             st.caption(":material/stop_circle: stopped")
         if turn.details.get("error"):
@@ -105,6 +119,18 @@ def draw_turn(turn: Turn, key: str) -> None:
             st.caption("The nearest passages:")
         for number, source in enumerate(sources(turn.details)):
             draw_source(source, f"{key}-{number}")
+
+
+def draw_way(turn: Turn) -> None:
+    """How the answer came about: the query, where it is not the question itself, and the steps."""
+    query = turn.details.get("query")
+    if query and query != turn.details.get("question"):
+        st.caption(as_markdown(f":material/search: searched for: {query}"))
+    taken = steps(turn.details)
+    if taken:
+        with st.expander(f"{len(taken)} steps" if len(taken) > 1 else "1 step"):
+            for step in taken:
+                st.text(step)
 
 
 def unsupported(turn: Turn) -> bool:

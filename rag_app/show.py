@@ -48,6 +48,20 @@ def sources(details: dict[str, Any]) -> list[Source]:
         return []  # a damaged row: the answer is shown without them
 
 
+def steps(details: dict[str, Any]) -> list[str]:
+    """The steps of a kept answer, as plain text."""
+    try:
+        return [_step(step) for step in details.get("steps") or []]
+    except (KeyError, TypeError, AttributeError):
+        return []
+
+
+def _step(step: dict[str, Any]) -> str:
+    lines = [step["thought"]] if step["thought"] else []
+    lines += [f"{step['action']}: {step['input']}"] if step["action"] else []
+    return "\n".join([*lines, *([f"→ {step['observation']}"] if step["observation"] else [])])
+
+
 def _source(hit: dict[str, Any], citations: Sequence[dict[str, Any]]) -> Source:
     page = f" · page {hit['page']}" if hit["page"] else ""
     heading = f" · {hit['heading']}" if hit["heading"] else ""
