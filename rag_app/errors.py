@@ -7,6 +7,7 @@ RagError (index.errors)
 ├── ServerFailed          the model's server is down, slow, refuses, or breaks off
 ├── PromptTooLong         the question alone does not fit the model's window
 ├── WorkerDied            the process that runs the model ended in the middle of an answer
+├── ChatNotFound          no conversation has that id, or no answer that number; or several begin with it
 └── ChatsUnusable         conversations cannot be read or kept: a full disk, a damaged or foreign file
 """
 
@@ -35,6 +36,10 @@ class PromptTooLong(RagError):
 
 class WorkerDied(RagError):
     """The process that runs the model ended; the next question starts a new one."""
+
+
+class ChatNotFound(RagError):
+    """No conversation has that id or no answer that number, or several conversations begin with it."""
 
 
 class ChatsUnusable(RagError):
