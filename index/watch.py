@@ -97,7 +97,7 @@ class Watch:
                 yield batch
 
     def _start(self) -> "_Listener":
-        reason = next(filter(None, map(_network, self._roots)), None)
+        reason = next(filter(None, map(network, self._roots)), None)
         if not self._poll and not reason:
             try:
                 return _Inotify(self._changes) if sys.platform == "linux" else _observing(self._changes)
@@ -419,8 +419,8 @@ def _spelled(roots: Iterable[str], folder: Path) -> set[str]:
     return result
 
 
-def _network(root: str) -> str | None:
-    """Why changes of a root may go unnoticed: its file system is one that other machines write to."""
+def network(root: str) -> str | None:
+    """Why changes below a path may go unnoticed: its file system is one that other machines write to; else None."""
     real = os.path.realpath(root) + "/"
     nearest = ("", "")
     with suppress(OSError, ValueError), open("/proc/self/mountinfo", "rb") as mounts:  # noqa: PTH123
