@@ -125,7 +125,7 @@ def draw_way(turn: Turn) -> None:
     """How the answer came about: the query, where it is not the question itself, and the steps."""
     query = turn.details.get("query")
     if query and query != turn.details.get("question"):
-        st.caption(as_markdown(f":material/search: searched for: {query}"))
+        st.caption(f":material/search: searched for: {as_markdown(str(query))}")
     taken = steps(turn.details)
     if taken:
         with st.expander(f"{len(taken)} steps" if len(taken) > 1 else "1 step"):

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rag_app.decoding import Decoding
+from rag_app.prompt import Message
+
 ROOT = Path(__file__).parent.parent
 NETBLOCK = str(Path(__file__).parent / "netblock")
 
@@ -62,6 +65,71 @@ class WordEncoder:
         for word in re.findall(r"\w+", text.lower()):
             vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % self.identity.dimension] += 1
         return vector / np.linalg.norm(vector)
+
+
+class ScriptedModel:
+    """Replays replies, one for each time that it is asked, the last one again and again; a token is a word.
+
+    A reply is a list of pieces; an exception among them is raised.
+    """
+
+    engine = "scripted"
+    abilities: frozenset[str] = frozenset()
+
+    def __init__(self, *pieces: "str | Exception", window: int = 1000, max_tokens: int = 16) -> None:
+        self.replies: list[Sequence[str | Exception]] = [pieces]
+        self.decoding = Decoding(max_tokens=max_tokens)
+        self.prompts: list[list[Message]] = []
+        self.settings: list[dict[str, Any]] = []
+        self.closed = 0
+        self.read = 0
+        self._window = window
+
+    @classmethod
+    def saying(cls, *replies: str, **settings: Any) -> "ScriptedModel":
+        model = cls(**settings)
+        model.replies = [re.findall(r"\s*\S+\s*$|\s*\S+", reply) for reply in replies]
+        return model
+
+    def check(self) -> str:
+        return "scripted.gguf"
+
+    def start(self) -> None:
+        return None
+
+    kill = close = start
+
+    def window(self) -> int:
+        return self._window
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return sum(len(message.content.split()) for message in messages)
+
+    def stream(self, input: Any, config: Any = None, *, stop: Any = None, **kwargs: Any) -> Iterator[Any]:
+        from langchain_core.messages import AIMessageChunk
+
+        self.prompts.append([Message(role, content) for role, content in input])
+        self.settings.append({**kwargs, **({"stop": stop} if stop else {})})
+        pieces = self.replies[min(len(self.prompts), len(self.replies)) - 1]
+        prompt = self.count_tokens(self.prompts[-1])
+        try:
+            yield AIMessageChunk("", usage_metadata=counted(prompt, 0))
+            yield AIMessageChunk("", usage_metadata=counted(0, 0))
+            for number, piece in enumerate(pieces):
+                if isinstance(piece, Exception):
+                    raise piece
+                if number == kwargs.get("max_tokens", self.decoding.max_tokens):
+                    yield AIMessageChunk("", response_metadata={"finish_reason": "length"})
+                    return
+                self.read += 1
+                yield AIMessageChunk(piece, usage_metadata=counted(0, 1))
+            yield AIMessageChunk("", response_metadata={"finish_reason": "stop"}, usage_metadata=counted(0, 0))
+        finally:
+            self.closed += 1
+
+
+def counted(prompt: int, written: int) -> Any:
+    return {"input_tokens": prompt, "output_tokens": written, "total_tokens": prompt + written}
 
 
 @pytest.fixture

@@ -2,70 +2,29 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessageChunk
 
 from index import Index, IndexDamaged, IndexMismatch, NoIndex, QueryInvalid, build
 from index.loaders import load
-from rag_app.bot import MIN_SCORE, NOTHING, Answer, Bot, ChatModel, Done, Event, Found, Reading, Token, declines
+from rag_app.answer import Answer, Cited, Done, Event, Found, Query, Reading, Token
+from rag_app.bot import Bot
+from rag_app.confidence import DEFAULT
+from rag_app.decoding import Decoding
 from rag_app.engines.llama import LlamaCpp
 from rag_app.errors import ModelNotFound, PromptTooLong, WorkerDied
-from rag_app.prompt import NOT_FOUND, Message, question_prompt
-from tests.conftest import WordEncoder, copy_of
+from rag_app.generator import Generator
+from rag_app.prompt import NOT_FOUND, PROMPT_VERSION, question_prompt
+from rag_app.run import NOTHING, declines
+from rag_app.settings import Options
+from tests.conftest import ScriptedModel, WordEncoder, copy_of
 
 OKAPI = "Where does the okapi live?"
 REPLY = ["The okapi lives", " in the Ituri", " rainforest", " [1].", " It is shy."]
 CITED = "The okapi lives in the Ituri rainforest. [1] It is shy."
-
-
-class ScriptedModel:
-    """Replays pieces of text; an exception among them is raised. A token is a word."""
-
-    def __init__(self, *pieces: "str | Exception", window: int = 1000, max_tokens: int = 16) -> None:
-        self.pieces = pieces
-        self.max_tokens = max_tokens
-        self.prompts: list[list[Message]] = []
-        self.closed = 0
-        self.read = 0
-        self._window = window
-
-    def check(self) -> Path:
-        return Path("scripted.gguf")
-
-    def start(self) -> None:
-        return None
-
-    def kill(self) -> None:
-        return None
-
-    def window(self) -> int:
-        return self._window
-
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return sum(len(message.content.split()) for message in messages)
-
-    def stream(self, input: Any) -> Iterator[AIMessageChunk]:
-        self.prompts.append([Message(role, content) for role, content in input])
-        prompt = self.count_tokens(self.prompts[-1])
-        try:
-            yield AIMessageChunk("", usage_metadata=counted(prompt, 0))
-            yield AIMessageChunk("", usage_metadata=counted(0, 0))
-            for piece in self.pieces:
-                if isinstance(piece, Exception):
-                    raise piece
-                self.read += 1
-                yield AIMessageChunk(piece, usage_metadata=counted(0, 1))
-            yield AIMessageChunk("", response_metadata={"finish_reason": "stop"}, usage_metadata=counted(0, 0))
-        finally:
-            self.closed += 1
-
-
-def counted(prompt: int, written: int) -> Any:
-    return {"input_tokens": prompt, "output_tokens": written, "total_tokens": prompt + written}
 
 
 @pytest.fixture
@@ -75,8 +34,8 @@ def directory(facts: Path, encoder: WordEncoder, tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
-def bot_of(model: ChatModel, directory: Path, encoder: Any = None, **settings: Any) -> Bot:
-    return Bot(model, directory, encoder or WordEncoder(), **settings)
+def bot_of(model: Generator, directory: Path, encoder: Any = None, **options: Any) -> Bot:
+    return Bot(model, directory, encoder or WordEncoder(), Options(**options))
 
 
 def answer_of(events: Sequence[Event]) -> Answer:
@@ -93,10 +52,15 @@ def test_first_what_was_found_then_the_text_then_the_answer(directory: Path) -> 
     kinds = [type(event) for event in events]
     tokens = kinds.count(Token)
     assert tokens > 3
-    assert kinds == [Found, Reading, Reading, *[Token] * tokens, Done]
+    assert kinds[:4] == [Query, Found, Reading, Reading]
+    assert set(kinds[4:-1]) == {Token, Cited}
+    assert kinds[-1] is Done
     answer = answer_of(events)
-    assert isinstance(events[0], Found)
-    assert events[0].hits == answer.hits
+    assert events[0] == Query(OKAPI, rewritten=False)
+    assert isinstance(events[1], Found)
+    assert events[1].hits == answer.hits
+    marker = next(place for place, event in enumerate(events) if isinstance(event, Token) and "[1]" in event.text)
+    assert events[marker + 1] == Cited(answer.citations[0])
     assert "".join(event.text for event in events if isinstance(event, Token)).strip() == answer.answer == CITED
 
 
@@ -129,11 +93,20 @@ def test_what_json_gets(directory: Path) -> None:
     assert list(given) == [
         "question",
         "answer",
+        "strategy",
+        "query",
+        "steps",
         "citations",
         "hits",
         "refused",
+        "confidence",
         "dropped",
+        "history_dropped",
         "finish_reason",
+        "notes",
+        "model",
+        "prompt_version",
+        "settings",
         "usage",
         "timings",
     ]
@@ -145,6 +118,9 @@ def test_what_json_gets(directory: Path) -> None:
     assert given["usage"]["prompt_tokens"] > len(OKAPI.split())
     assert given["finish_reason"] == "stop"
     assert given["refused"] is False
+    assert (given["strategy"], given["query"], given["steps"], given["notes"]) == ("zero-shot", OKAPI, [], [])
+    assert (given["model"], given["prompt_version"]) == ("scripted.gguf", PROMPT_VERSION)
+    assert given["settings"] == {"max_tokens": 16}
 
 
 def test_a_stream_closed_in_the_middle_closes_that_of_the_model(directory: Path) -> None:
@@ -161,8 +137,7 @@ def test_a_stream_closed_in_the_middle_closes_that_of_the_model(directory: Path)
 def test_a_stream_closed_before_the_first_token(directory: Path) -> None:
     model = ScriptedModel(*REPLY)
     stream = bot_of(model, directory).stream(OKAPI)
-    assert isinstance(next(stream), Found)
-    assert isinstance(next(stream), Reading)
+    assert [type(next(stream)) for _ in range(3)] == [Query, Found, Reading]
     stream.close()
     assert (model.closed, model.read) == (1, 0)
 
@@ -173,7 +148,7 @@ def test_an_error_of_the_model_comes_through_and_the_next_question_works(directo
     seen: list[Event] = []
     with pytest.raises(WorkerDied, match="Ask again"):
         seen.extend(bot.stream(OKAPI))
-    model.pieces = tuple(REPLY)
+    model.replies = [REPLY]
     assert bot.ask(OKAPI).answer == CITED
 
 
@@ -200,8 +175,8 @@ def test_as_many_passages_as_the_window_holds_beside_the_answer(tmp_path: Path, 
     model = ScriptedModel("The okapi lives in place0. The okapi lives in place5.", window=room + 10, max_tokens=10)
     events = list(bot_of(model, tmp_path / "index").stream(question))
     answer = answer_of(events)
-    assert isinstance(events[0], Found)
-    assert len(events[0].hits) == len(answer.hits) == 4
+    assert isinstance(events[1], Found)
+    assert len(events[1].hits) == len(answer.hits) == 4
     assert answer.dropped == 4 - kept
     assert model.prompts == [question_prompt(question, [hit.text for hit in answer.hits[:kept]])]
     assert answer.usage["prompt_tokens"] <= room
@@ -228,7 +203,7 @@ def test_the_real_prompt_fits_the_real_window_to_the_token(
 ) -> None:
     texts = [hit.text for hit in Index.open(real_index, real_encoder).search(OKAPI)]
     whole = real_model.count_tokens(question_prompt(OKAPI, texts))
-    model = LlamaCpp(n_ctx=whole + 4 + spare, max_tokens=4)
+    model = LlamaCpp(n_ctx=whole + 4 + spare, decoding=Decoding(max_tokens=4))
     answer = Bot(model, real_index, real_encoder).ask(OKAPI)
     assert answer.dropped == dropped
     read = question_prompt(OKAPI, texts[: len(texts) - dropped])
@@ -244,11 +219,11 @@ def test_the_real_prompt_fits_the_real_window_to_the_token(
 def test_where_nothing_is_near_the_model_is_not_asked(directory: Path, question: str) -> None:
     model = ScriptedModel(*REPLY)
     events = list(bot_of(model, directory).stream(question))
-    assert [type(event) for event in events] == [Found, Token, Done]
+    assert [type(event) for event in events] == [Query, Found, Token, Done]
     answer = answer_of(events)
-    assert max(hit.cosine or 0.0 for hit in answer.hits) < MIN_SCORE
+    assert max(hit.cosine or 0.0 for hit in answer.hits) < DEFAULT
     assert (answer.answer, answer.refused, answer.finish_reason) == (NOT_FOUND, True, "refused")
-    assert (answer.citations, answer.usage) == ([], {"prompt_tokens": 0, "completion_tokens": 0})
+    assert (answer.citations, answer.usage) == ([], {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0})
     assert len(answer.hits) > 1
     assert set(answer.timings) == {"load_ms", "retrieve_ms", "first_token_ms", "total_ms"}
     assert model.prompts == []
@@ -288,11 +263,6 @@ def test_declining_is_known_by_its_words(answer: str, declined: bool) -> None:
 def test_an_empty_question_is_refused_before_anything_is_looked_for(tmp_path: Path, question: str) -> None:
     with pytest.raises(QueryInvalid, match="empty"):
         bot_of(ScriptedModel(*REPLY), tmp_path / "nothing here").ask(question)
-
-
-def test_no_passages_asked_for(directory: Path) -> None:
-    with pytest.raises(QueryInvalid, match="at least 1"):
-        bot_of(ScriptedModel(*REPLY), directory, k=0).ask(OKAPI)
 
 
 # the index

@@ -19,7 +19,7 @@ from index.loaders import load
 from rag_app.cli import main
 from rag_app.models import locate
 from tests.conftest import ROOT, copy_of
-from tests.test_rag_app_llama import edited
+from tests.test_rag_app_engines_llama import edited
 
 QUESTION = "How much is the lunch allowance a day?"
 SHORT = ("--max-tokens", "24")
@@ -96,10 +96,11 @@ def test_json_is_one_object_with_verbatim_quotes(home: Path, run: Any) -> None:
     assert (ran.code, ran.err) == (0, "")
     given = ran.json
     keys = {"question", "answer", "citations", "hits", "refused", "dropped", "finish_reason", "usage", "timings"}
-    assert set(given) == keys
+    keys |= {"strategy", "query", "steps", "confidence", "history_dropped", "notes", "model", "prompt_version"}
+    assert set(given) == {*keys, "settings"}
     assert given["question"] == QUESTION
     assert given["refused"] is False
-    assert set(given["usage"]) == {"prompt_tokens", "completion_tokens"}
+    assert set(given["usage"]) == {"prompt_tokens", "cached_tokens", "completion_tokens"}
     assert 0 < given["usage"]["completion_tokens"] <= 24 < given["usage"]["prompt_tokens"]
     assert set(given["timings"]) == {"load_ms", "retrieve_ms", "first_token_ms", "total_ms"}
     hit_keys = {"rank", "score", "chunk_id", "source", "page", "heading", "start", "end", "text"}
@@ -253,7 +254,8 @@ def test_an_index_that_cannot_be_used(name: str, home: Path, run: Any) -> None:
     [
         ("", r"the question is empty: write one$"),
         (" \n\t", r"the question is empty: write one$"),
-        ("okapi " * 20_000, r"the question is [\d,]+ tokens long, at most [\d,]+ can be searched for: shorten it"),
+        ("okapi " * 15_000, r"the question is [\d,]+ tokens long, at most [\d,]+ can be searched for: shorten it"),
+        ("okapi " * 20_000, r"the question has 120,000 characters: ask in at most 100,000"),
         # short for the encoder, which knows no such character, and long for the model
         ("🦒 " * 1_500, r"the question is too long: [\d,]+ tokens .* Shorten it"),
     ],
@@ -306,24 +308,28 @@ def test_an_encoder_that_does_not_exist(home: Path, run: Any) -> None:
         (["ask", QUESTION, "--nonsense"], "--nonsense"),
         (["ask", QUESTION, "another"], "another"),
         (["ask", QUESTION, "-k", "two"], "'two'"),
-        (["ask", QUESTION, "--max-tokens", "0"], "'0' is not a whole number above 0"),
-        (["ask", QUESTION, "--max-tokens=-5"], "'-5' is not a whole number above 0"),
-        (["ask", QUESTION, "--temperature", "hot"], "'hot' is not a number from 0 up"),
-        (["ask", QUESTION, "--temperature", "nan"], "'nan' is not a number from 0 up"),
-        (["ask", QUESTION, "--temperature", "inf"], "'inf' is not a number from 0 up"),
-        (["ask", QUESTION, "--temperature=-0.1"], "'-0.1' is not a number from 0 up"),
+        (["ask", QUESTION, "--max-tokens", "0"], "max_tokens is 0: give a number from 1 up"),
+        (["ask", QUESTION, "--max-tokens=-5"], "max_tokens is -5: give a number from 1 up"),
+        (["ask", QUESTION, "--temperature", "hot"], "'hot'"),
+        (["ask", QUESTION, "--temperature", "nan"], "temperature is nan: give a number from 0 to 100"),
+        (["ask", QUESTION, "--temperature", "inf"], "temperature is inf: give a number from 0 to 100"),
+        (["ask", QUESTION, "--temperature=-0.1"], "temperature is -0.1: give a number from 0 to 100"),
         (["ask", QUESTION, "--seed", "x"], "'x'"),
         (["ask", QUESTION, "--model"], "--model"),
+        (["ask", QUESTION, "-k", "0"], "k is 0: give a whole number from 1 to 1,000"),
+        (["ask", QUESTION, "--strategy", "reakt"], "there is no strategy 'reakt': did you mean 'react'?"),
+        (["ask", QUESTION, "--engine", "llama"], "there is no engine 'llama': did you mean 'llama.cpp'?"),
+        (["ask", QUESTION, "--precision", "int3"], "there is no precision 'int3'"),
+        (["ask", QUESTION, "--quotes", "perhaps"], "quotes is 'perhaps': give on or off"),
+        (["ask", QUESTION, "--min-confidence", "2"], "min_confidence is 2.0: give a number from 0 to 1"),
+        (["ask", QUESTION, "--top-p", "1.5"], "top_p is 1.5: give a number from 0 to 1"),
+        (["ask", QUESTION, "--stop", ""], "stop is ('',): give texts that are not empty"),
     ],
 )
 def test_bad_usage(arguments: list[str], says: str, no_home: Path, run: Any) -> None:
     fails(run(*arguments), 2, f"{re.escape(says)}.*See: rag-app.* --help$")
     fails_as_json(run("--json", *arguments) if not arguments else run(*arguments[:1], "--json", *arguments[1:]), 2, "")
     assert snapshot(Path.cwd(), no_home) == {str(Path.cwd()): "folder"}
-
-
-def test_no_passages_asked_for(home: Path, run: Any) -> None:
-    fails(run("ask", QUESTION, "-k", "0"), 1, "ask for at least 1$")
 
 
 # as a program of its own

@@ -1,19 +1,22 @@
 """Answers in the background: kept whatever happens, at most one a conversation, and no follower ever left waiting."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from index import Hit, NoIndex, RagError
-from rag_app.bot import Answer, Done, Event, Found, Reading, Token
+from rag_app.answer import Answer, Done, Event, Found, Query, Reading, Step, StepTaken, Thinking, Token, Waiting
 from rag_app.chats import Chats, Turn
 from rag_app.citations import Citation
 from rag_app.desk import Desk, Run
 from rag_app.errors import ChatsUnusable, WorkerDied
+from rag_app.settings import Options
 
+STEP = Step(1, "Look.", "search", "alpha", "[1] Alpha")
 HIT = Hit(1, 0.9, "c1", "/docs/a.md", None, "A", 0, 5, "Alpha")
 ANSWER = Answer("Q?", "Alpha. [1]", [Citation(1, "/docs/a.md", None, 0, 5, "Alpha")], [HIT])
 PATIENCE = 60  # seconds; only how long a broken desk is waited for
@@ -25,11 +28,15 @@ class ScriptedBot:
     def __init__(self, *script: "Event | Exception | Callable[[], object]") -> None:
         self.script = script
         self.asked: list[str] = []
+        self.histories: list[list[Turn]] = []
+        self.options: list[Options | None] = []
         self.closed = 0
         self.model: Any = None
 
-    def stream(self, question: str) -> Iterator[Event]:
+    def stream(self, question: str, history: Sequence[Turn] = (), options: Options | None = None) -> Iterator[Event]:
         self.asked.append(question)
+        self.histories.append(list(history))
+        self.options.append(options)
         try:
             for step in self.script:
                 if isinstance(step, Exception):
@@ -344,3 +351,41 @@ def test_warming_up_loads_in_the_background_and_leaves_errors_to_the_first_quest
     bot.load = load  # type: ignore[method-assign]
     desk.warm_up()
     assert failed.wait(PATIENCE)
+
+
+# conversations and steps
+
+
+def test_a_follow_up_is_asked_with_what_was_said_before_and_how_to_answer() -> None:
+    desk, bot = desk_of(Found([HIT]), Token("Alpha."), Done(ANSWER))
+    last(desk.ask("a", "Q?"))
+    options = Options(strategy="react")
+    last(desk.ask("a", "And then?", options))
+    assert bot.histories[0] == []
+    assert [(turn.role, turn.content) for turn in bot.histories[1]] == [("user", "Q?"), ("assistant", "Alpha. [1]")]
+    assert bot.options == [None, options]
+
+
+def test_the_stages_of_a_run_of_steps_are_seen() -> None:
+    events = [Query("alpha?", True), Waiting(2), Thinking("Thought"), StepTaken(STEP)]
+    stages = []
+    for event in events:
+        gate = Gate()
+        desk, _ = desk_of(event, gate, Token("Alpha."), Done(ANSWER))
+        run = desk.ask("a", "Q?")
+        assert gate.reached.wait(PATIENCE)
+        stages.append(run.stage)
+        gate.opened.set()
+        last(run)
+    assert stages == ["Searching for: alpha?", "Waiting: 2 before you …", "Thinking …", "Step 1: search …"]
+
+
+def test_the_steps_of_a_run_that_is_stopped_are_kept() -> None:
+    gate = Gate()
+    desk, _ = desk_of(Found([HIT]), StepTaken(STEP), gate, Thinking("more"), Token("never"), Done(ANSWER))
+    run = desk.ask("a", "Q?")
+    assert gate.reached.wait(PATIENCE)
+    run.stop()
+    gate.opened.set()
+    last(run)
+    assert desk.chats.turns("a")[1].details["steps"] == [asdict(STEP)]
