@@ -34,13 +34,14 @@ def react(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]") -> Iter
     steps = [first]
     observed = yield from _act(run, notebook, tools, first, react_step(first.thought, first.tool, first.input))
     written = [(react_step(first.thought, first.tool, first.input), observed)]
+    grammar = react_grammar(list(tools), [name for name, tool in tools.items() if not tool.args])
     reason, repeats = "steps", 0
     while len(written) < run.options.max_steps:
         if run.reply_room() < max(LEAST_REPLY, run.options.budget // FINAL_SHARE) and len(written) > 1:
             reason = "budget"
             break
         messages = _fitted(run, tools, written)
-        reply = yield from run.write(messages, grammar=react_grammar(list(tools)), stop=["\nObservation:"])
+        reply = yield from run.write(messages, grammar=grammar, stop=["\nObservation:"])
         action = parse_step(reply, tools)
         if action.tool == "finish" and not action.problem:
             yield from run.step(Step(len(written) + 1, action.thought, "finish", action.input, ""))
