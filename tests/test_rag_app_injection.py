@@ -59,7 +59,8 @@ def test_passages_stay_apart_and_in_their_place(prompt: Any, number: int) -> Non
 @pytest.mark.parametrize("number", NUMBERED)
 def test_no_document_question_history_or_observation_holds_a_control_token(number: int) -> None:
     text = INJECTIONS[number]
-    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant"
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    template = f"{{% for m in messages %}}{turn}{{% endfor %}}<|im_start|>assistant\n"
     history = [(text, text)]
     for messages in (
         question_prompt(text, [text], history),
