@@ -35,12 +35,12 @@ def read_queries(path: str | Path) -> dict[str, str]:
         DatasetInvalid: the file cannot be read, or a line is no query or has the id of an earlier one.
     """
     queries: dict[str, str] = {}
-    for number, row in _rows(Path(path)):
+    for number, row in read_rows(Path(path)):
         name, text = _id(Path(path), number, row), row.get("text")
         if name in queries:
-            raise _invalid(path, number, f"the query '{name}' is there twice: remove one of them")
+            raise invalid(path, number, f"the query '{name}' is there twice: remove one of them")
         if not isinstance(text, str) or not text.strip():
-            raise _invalid(path, number, f"the query '{name}' has no words in 'text': write it there")
+            raise invalid(path, number, f"the query '{name}' has no words in 'text': write it there")
         queries[name] = text
     return queries
 
@@ -52,15 +52,15 @@ def read_corpus(path: str | Path) -> Iterator[dict[str, Any]]:
         DatasetInvalid: the file cannot be read, or a line is no document or has the id of an earlier one.
     """
     seen: set[str] = set()
-    for number, row in _rows(Path(path)):
+    for number, row in read_rows(Path(path)):
         name = _id(Path(path), number, row)
         if name in seen:
-            raise _invalid(path, number, f"the document '{name}' is there twice: remove one of them")
+            raise invalid(path, number, f"the document '{name}' is there twice: remove one of them")
         seen.add(name)
         row = {**row, "_id": name, "title": row.get("title") or "", "text": row.get("text")}
         for key in ("title", "text"):
             if not isinstance(row[key], str):
-                raise _invalid(
+                raise invalid(
                     path, number, f"the document '{name}' has no string in '{key}': write one, if an empty one"
                 )
         yield row
@@ -80,12 +80,10 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
         if header:
             continue
         if len(fields) != 3 or not fields[0] or not fields[1]:
-            raise _invalid(path, number, "no judgement: write query, document and grade with tabs between them")
+            raise invalid(path, number, "no judgement: write query, document and grade with tabs between them")
         query, document, grade = fields[0], fields[1], _grade(path, number, fields[2])
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise _invalid(
-                path, number, f"'{query}' with '{document}' has another grade further up: remove one of them"
-            )
+            raise invalid(path, number, f"'{query}' with '{document}' has another grade further up: remove one of them")
     return qrels
 
 
@@ -100,7 +98,7 @@ def _grade(path: str | Path, number: int, field: str) -> int:
     try:
         return int(field)
     except ValueError:
-        raise _invalid(path, number, f"the grade '{field}' is no whole number: write 0, 1, 2, ...") from None
+        raise invalid(path, number, f"the grade '{field}' is no whole number: write 0, 1, 2, ...") from None
 
 
 def write_corpus(rows: Iterable[dict[str, Any]], path: str | Path) -> int:
@@ -139,26 +137,31 @@ def _packed(file: IO[bytes], path: Path) -> AbstractContextManager[Any]:
 def _line(path: Path, number: int, row: dict[str, Any], seen: set[str]) -> bytes:
     name = _id(path, number, row)
     if name in seen:
-        raise _invalid(path, number, f"the document '{name}' is there twice: remove one of them")
+        raise invalid(path, number, f"the document '{name}' is there twice: remove one of them")
     seen.add(name)
     if not isinstance(row.get("text"), str):
-        raise _invalid(path, number, f"the document '{name}' has no string in 'text': write one, if an empty one")
+        raise invalid(path, number, f"the document '{name}' has no string in 'text': write one, if an empty one")
     try:
         return json.dumps({**row, "_id": name}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair: JSON can say it in ASCII alone
         return json.dumps({**row, "_id": name}, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
-        raise _invalid(path, number, f"the document '{name}' does not fit into JSON ({error}): change it") from None
+        raise invalid(path, number, f"the document '{name}' does not fit into JSON ({error}): change it") from None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file of lines, plain or compressed, with their line numbers.
+
+    Raises:
+        DatasetInvalid: the file cannot be read, or a line is no JSON object.
+    """
     for number, line in _lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _invalid(path, number, f"no JSON ({error}): write one JSON object a line") from None
+            raise invalid(path, number, f"no JSON ({error}): write one JSON object a line") from None
         if not isinstance(row, dict):
-            raise _invalid(path, number, "no JSON object: write one a line, with an '_id'")
+            raise invalid(path, number, "no JSON object: write one a line, with an '_id'")
         yield number, row
 
 
@@ -167,7 +170,7 @@ def _id(path: Path, number: int, row: dict[str, Any]) -> str:
     if isinstance(name, int) and not isinstance(name, bool):
         return str(name)  # the judgements know it as text
     if not isinstance(name, str) or not name.strip():
-        raise _invalid(path, number, "no '_id': give each line one, as a string")
+        raise invalid(path, number, "no '_id': give each line one, as a string")
     return name
 
 
@@ -183,14 +186,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     yield number, text
     except UnicodeDecodeError:
-        raise _invalid(path, number, "not UTF-8: convert the file") from None
+        raise invalid(path, number, "not UTF-8: convert the file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise _invalid(path, number + 1, "the compressed file is damaged: fetch it again") from None
+        raise invalid(path, number + 1, "the compressed file is damaged: fetch it again") from None
     except OSError as error:
         raise DatasetInvalid(f"'{path}' cannot be read ({error.strerror}): check the path") from None
 
 
-def _invalid(path: str | Path, number: int, problem: str) -> DatasetInvalid:
+def invalid(path: str | Path, number: int, problem: str) -> DatasetInvalid:
+    """The error for a line of a data set."""
     return DatasetInvalid(" ".join(f"'{path}', line {number}: {problem}".split()))
 
 
