@@ -16,7 +16,7 @@ from index.paths import printable
 
 Command = Callable[[argparse.Namespace], "dict[str, Any] | None"]
 
-UNITS = {"reading": " files", "encoding": " passages", "searching": " queries"}
+UNITS = {"reading": " files", "encoding": " passages", "searching": " queries", "answering": " questions"}
 
 
 class Failed(RagError):
