@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 40
-"""Words of a question beyond which it stands alone."""
+MOST_OWN = 8
+"""Telling words from which on a question stands alone, whatever else it points at."""
 MOST_CARRIED = 24
 """Words of the conversation that a query takes over at most."""
 LOOK_BACK = 8
 """Earlier questions that can matter: a chain of follow-ups is as long as that at most."""
+MOST_NAMES = 3
+"""Names that a query takes over from an answer at most."""
 SHORT_ANSWER = 30
 """Words of an answer up to which the names in it are what a pronoun may mean."""
 
@@ -75,18 +77,19 @@ VAGUE = _set(
 )
 """Words that say what is asked about a thing, but not which thing."""
 
-WORD = re.compile(r"[^\W_](?:[\w'’]|[.-](?=\w))*|_+\w+")
+WORD = re.compile(r"[^\W_](?:\w|['.-](?=\w))*|_+\w+")
 OPENER = re.compile(
     r"^(?:(?:and|but|or|so|then|also|ok|okay|well|now|yes|no|thanks|thank you|great|hmm)\b[\s,.:;!–—-]*)+", re.I
 )
 ABOUT = re.compile(
-    r"^(?:and |but |so )?(?:what|how) about\b[\s,:]*|^(?:same|likewise|also|only|even|or)\b[\s,:]*", re.I
+    r"^(?:(?:and|but|so) )?(?:what|how) about\b[\s,:]*|^what if\b|^(?:same|likewise|also|only|even|or)\b[\s,:]*", re.I
 )
 EMPTY_IT = re.compile(
     r"\bit(?:'s| is| was| be| become)? (?:also |always |ever |really |still )?(?:possible|necessary|better|best|worth|"
     r"safe|ok|okay|true|recommended|required|important|allowed|enough|hard|easy|normal|common|useful|take|takes|"
     r"make sense|makes sense|matter|matters|mean to|mean when|mean if|mean for|mean that|raining)\b"
-    r"|\b(?:make|makes|making|made|find|is|was|isn't) it (?:\w+ )?(?:possible|easy|easier|hard|harder|clear)\b",
+    r"|\b(?:make|makes|making|made|find|is|was|isn't) it (?:\w+ )?(?:possible|impossible|easy|easier|hard|harder|"
+    r"difficult|clear)\b|\b(?:is|was) it to\b|\bit costs? to\b",
     re.I,
 )
 SAID = re.compile(
@@ -96,15 +99,17 @@ SAID = re.compile(
     re.I,
 )
 PICKED = re.compile(
-    r"\b(?:which|the|another|other|others?|next|last|first|second|third|fourth|fifth|better|best|new|old|right|wrong) "
-    r"ones?\b(?! of\b)|\bthe (?:first|second|third|fourth|fifth|last|other|others|same|rest)\b"
-    r"(?=\W*$|[,;] | (?:is|are|does|do|was|were|can|for|in|with|apply|applies|work|works|two|three|go|hold|true)\b)"
-    r"|\bthe (?:former|latter)\b|\bothers\b|\bboth\b(?!.* and )",
+    r"(?:\b(?:which|the|another|others?|next|last|first|second|third|fourth|fifth|better|best|new|old|right|wrong)"
+    r" ones?|\bthe (?:first|second|third|fourth|fifth|last|other|others|same|rest|former|latter)|\bothers)\b(?! of\b)"
+    r"(?=\W*$|[,;] |(?: \w+ly)? (?:is|are|does|do|was|were|can|for|in|with|apply|applies|work|works|two|three|go|hold|"
+    r"true|to|from|should|has|have|did|when|if|not|too|also|instead|\w+ed)\b)"
+    r"|\bwhich one(?! (?:of|the)\b)|\bboth\b(?!.* and )",
     re.I,
 )
-PENDING = re.compile(r"\binstead\b(?! of)|\b(?:then|there|else|otherwise)\W*$|\belse\b", re.I)
+PENDING = re.compile(r"\binstead\b(?! of)|\b(?:then|there|else|otherwise|afterwards|beforehand|meanwhile)\W*$", re.I)
 BESIDES = re.compile(r"\b(?:too|as well|either|also|again)\W*$", re.I)
 EXISTS = re.compile(r"\b(?:is|are|was|were|be|isn't|aren't) there\b|\bthere (?:is|are|was|were|be)\b", re.I)
+REPORTED = _set("say says said think thinks thought believe believes believed claim claims claimed know knows knew")
 THIS_TEXT = _set("documentation document documents docs corpus library project guide page year month week manual book")
 ORDER = {"first": 0, "former": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "latter": -1, "last": -1}
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -127,16 +132,18 @@ def needs_context(question: str, history: Sequence[tuple[str, str]]) -> bool:
     """
     text = _plain(question)
     words = _words(text)
-    if not history or not words or len(words) > LONGEST:
+    if not history or not words:
         return False
     if _bare(text, words):
         return True
     body = OPENER.sub("", text)
     rest = _words(body)
-    if not rest or ABOUT.match(body) or _refers(body, rest):
-        return True
     own = [word for word in rest if not _is_vague(word)]
     if not own:
+        return True
+    if len(own) >= MOST_OWN:
+        return False
+    if ABOUT.match(body) or _refers(body, rest):
         return True
     asks = any(word.low in AUX | WH for word in rest)
     if not asks and (body != text or (rest[0].low in PREPOSITION | LEADING and (len(rest) <= 4 or text[-1] == "?"))):
@@ -170,15 +177,19 @@ def _rewritten(question: str, query: str, history: Sequence[tuple[str, str]]) ->
     words = _words(OPENER.sub("", question))
     if replaced := _parallel(words, query, question):
         return replaced
-    carried = [word.text for word in _words(query) if word.low not in FUNCTION]
     answer = history[-1][1] if history else ""
-    if picked := _picked(question, answer, query):
-        others = {name.lower() for name in _names(_plain(answer)) + _names(query)}
+    picked = _picked(question, answer, query)
+    fresh = picked or any(not _is_vague(word) for word in words)
+    earlier = [word for word in _words(query) if word.low not in FUNCTION]
+    carried = [word.text for word in earlier if not (fresh and _is_vague(word))]
+    names = _names(_plain(answer))
+    if picked:
+        others = {name.lower() for name in names + _names(query)}
         carried = [picked, *(word for word in carried if word.lower() not in others)]
-    elif any(word.low in PRONOUN | POINTING for word in words):
-        plain = _plain(answer)
-        if len(plain.split()) <= SHORT_ANSWER:
-            carried += _names(plain)[:3]
+    elif len(answer.split()) <= SHORT_ANSWER and (
+        not fresh or any(word.low in PRONOUN | POINTING | {"that"} for word in words)
+    ):
+        carried += names[:MOST_NAMES]
     have = {_stem(word.low) for word in words}
     added = list[str]()
     for text in carried:
@@ -196,10 +207,14 @@ def _parallel(words: list[_Word], query: str, question: str) -> str:
     if asks or len(own) != 1 or not (shape := _shape(own[0], None)):
         return ""
     earlier = _words(query)
-    same = [word for word in earlier if _shape(word, earlier[0]) == shape and word.low not in FUNCTION]
-    if len({word.low for word in same}) != 1 or same[0].low == own[0].low:
+    same = [place for place, word in enumerate(earlier) if _shape(word, earlier[0]) == shape]
+    if len({earlier[place].low for place in same}) != 1 or earlier[same[0]].low == own[0].low:
         return ""
-    return re.sub(rf"(?<!\w){re.escape(same[0].text)}(?!\w)", lambda _: own[0].text, query)
+    # 'on GPUs' is no parallel of 'rank of VeRA', while 'for' goes with anything
+    if words[0].low in PREPOSITION - {"for"} and words[0].low != earlier[same[0] - 1].low:
+        return ""
+    old = earlier[same[0]].text
+    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: own[0].text, query)
 
 
 def _picked(question: str, answer: str, query: str) -> str:
@@ -295,36 +310,43 @@ def _points(words: list[_Word], place: int) -> bool:
     if low in PRONOUN:
         return True
     if low in POINTING:
-        return following not in THIS_TEXT and not (low == "those" and following in {"who", "that", "which", "of"})
+        described = place + 1 < len(words) and _shape(words[place + 1], words[0]) == "proper"  # 'this Danish actress'
+        return not (
+            described or following in THIS_TEXT or (low == "those" and following in {"who", "that", "which", "of"})
+        )
     if low != "that":
         return False
-    # 'that' after a noun begins a clause; after an auxiliary, a preposition or nothing it points.
-    return not before or not following or before in AUX | (PREPOSITION - {"so"}) | CLAUSE | {"use", "do", "about"}
+    # 'that' after a noun begins a clause; after an auxiliary, a preposition or a verb without an object it points.
+    if not before:
+        return following in AUX
+    return not following or before in (AUX - {"has", "have", "had"}) | PREPOSITION | CLAUSE | {"use"}
 
 
 def _explained(text: str, words: list[_Word], place: int) -> bool:
     """Whether the question itself says what the word at `place` stands for: before it, in another clause or as the
     owner of what it owns; or after it, quoted."""
     word = words[place]
-    if re.search(r"[:`\"“]", text[word.start :]):
+    if re.search(r"[:`\"“]|--|—", text[word.start :]):
         return True
     nouns = [p for p in range(place) if not _is_vague(words[p])]
+    before = words[place - 1].low if place else ""
+    if word.low in {"its", "it's", "their", "his", "her"} and before not in AUX and (nouns or words[0].low == "who"):
+        return True
     if not nouns:
         return False
-    if word.low in {"its", "their", "his", "her"}:
-        before = words[place - 1].low
-        if before not in AUX and (before not in PREPOSITION or _shape(words[nouns[-1]], words[0])):
-            return True
     first = nouns[0]
-    return any(_begins_clause(text, words, p) for p in range(first + 1, place)) or any(
+    if words[0].low in {"when", "if", "while", "once", "as"} and words[1].low not in AUX:
+        return True
+    return any(_begins_clause(words, p) for p in range(first + 1, place)) or any(
         mark in text[words[first].start : word.start] for mark in (", ", "; ", ". ", "? ")
     )
 
 
-def _begins_clause(text: str, words: list[_Word], place: int) -> bool:
+def _begins_clause(words: list[_Word], place: int) -> bool:
     low, following = words[place].low, words[place + 1].low
     if low in {"without", "by", "before", "after", "since", "until"}:
-        return following.endswith("ing") or following not in PRONOUN | POINTING | {"that"}
+        clause = following in {"he", "she", "it", "they"} and place + 2 < len(words)
+        return clause or following not in PRONOUN | POINTING | {"that"}
     if low == "to":
         return following not in PRONOUN | POINTING | {"the", "a", "an", "that"}
-    return low in CLAUSE
+    return low in CLAUSE or (low in REPORTED and following in PRONOUN)
