@@ -254,6 +254,8 @@ class Chats:
 
         def attempt() -> Result:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not self._writable():
+                raise PermissionError("it may not be written to")
             with closing(self._connect("mode=rwc")) as db:
                 with db:
                     db.execute("BEGIN")
@@ -295,16 +297,19 @@ class Chats:
         )  # damaged text loses a letter, not the conversation
         return db
 
-    def _is_live(self) -> bool:
-        """Whether another program may be writing; otherwise the file is opened as one that nobody can change.
+    def _writable(self) -> bool:
+        """Whether this user may write to the file and its folder."""
+        real = Path(os.path.realpath(self._path))
+        effective = os.access in os.supports_effective_ids
+        return all(os.access(place, os.W_OK, effective_ids=effective) for place in (real, real.parent))
 
-        To read a file with a write-ahead log, SQLite makes files beside it: where it may not, it fails, and where the
-        file alone is read-only, those it leaves are too, and later stop a writer.
+    def _is_live(self) -> bool:
+        """Whether another program may be writing; if not, the file can be opened as one that nobody changes.
+
+        To read a file with a write-ahead log, SQLite makes files beside it. Where it may not, it fails; and beside a
+        file that is read-only, it would leave them read-only too, and they would later stop a writer.
         """
-        real = os.path.realpath(self._path)
-        kwargs: Any = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
-        writable = all(os.access(place, os.W_OK, **kwargs) for place in (real, os.path.dirname(real)))  # noqa: PTH120
-        return writable or os.path.exists(f"{real}-wal")  # noqa: PTH110
+        return self._writable() or Path(f"{os.path.realpath(self._path)}-wal").exists()
 
     def _prefer_wal(self, db: sqlite3.Connection) -> None:
         """Lets readers and a writer work side by side, where the file system can.
