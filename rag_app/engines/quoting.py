@@ -65,6 +65,8 @@ class Vocabulary:
         self.opening = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in OPENING)]
         tails = tuple(mark[cut:] for mark in OPENING for cut in range(1, len(mark)))
         self.completing = [i for i, piece in enumerate(pieces) if piece.startswith(tails)]
+        # Few tokens hold a mark or a part of one: only these are looked through for each.
+        self._marked = [(i, piece) for i, piece in enumerate(pieces) if b'"' in piece or not piece.isascii()]
         self.closing = {(mark, cut): self._closing(mark, cut) for mark in CLOSING for cut in range(len(mark))}
 
     def writable(self, character: str) -> bool:
@@ -91,7 +93,7 @@ class Vocabulary:
         what follows)."""
         rest = mark[cut:]
         found: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
-        for token, piece in enumerate(self.pieces):
+        for token, piece in self._marked:
             if rest in piece and (not cut or piece.startswith(rest)):
                 before, _, after = piece.partition(rest)
                 found[before].append((token, after))
