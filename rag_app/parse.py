@@ -96,7 +96,7 @@ def program_of(text: str) -> str:
     if block is not None:
         return block
     begun = CODE.search(text)
-    return (text[begun.start() :] if begun else text).strip()
+    return (text[begun.start() :] if begun else text).strip().strip("`")
 
 
 def _reply(text: str) -> str:
@@ -222,11 +222,12 @@ def _inner(text: str, opening: str) -> str:
 def _cleaned(tool: str, text: str) -> str:
     """The input without fence, quotes and what follows it."""
     text = text.strip()
-    if tool == "python":
-        return program_of(text)
-    if text.startswith("```"):
+    if text.startswith("```") and tool != "python":
         text = (_fenced(text) or text.strip("`")).strip()
     value, end = _decoded(text)
+    if tool == "python":
+        inside = list(value.values()) if isinstance(value, dict) else []
+        return program_of(inside[0] if len(inside) == 1 and isinstance(inside[0], str) else text)
     if isinstance(value, dict) or (isinstance(value, list) and tool not in OWN):
         return _as_text(tool, value) if tool in OWN else text[:end]
     return _unquoted(text if tool in MANY_LINES else text.partition("\n")[0])

@@ -7,7 +7,6 @@ no environment and no other programs, and that ends at its limits of time and me
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ def text_of(value: object, characters: int = 2000) -> str:
 
     It costs no more than `characters` of it do, however large and entangled the value is.
     """
-    pieces, text = _pieces(value, outermost=True), ""
-    for piece in islice(pieces, characters + 1):
+    text = ""
+    for piece in _pieces(value, outermost=True):
         text += piece[: characters + 1]
         if len(text) > characters:
             break
@@ -111,7 +110,8 @@ def _pieces(value: object, *, outermost: bool = False) -> Iterator[str]:
 def _joined(items: Iterator[Any], brackets: str, pairs: bool = False) -> Iterator[str]:
     yield brackets[:1]
     for place, item in enumerate(items):
-        yield ", " if place else ""
+        if place:
+            yield ", "
         if pairs:
             yield from _pieces(item[0])
             yield ": "
