@@ -179,8 +179,9 @@ def turns(history: Sequence[Turn]) -> Turns:
     for turn in history:
         if turn.role == "user":
             asked = turn.content
-        elif asked and turn.content.strip() and not turn.details.get("error"):
-            pairs.append((asked, turn.content))
+        else:
+            if asked and turn.content.strip() and not turn.details.get("error"):
+                pairs.append((asked, turn.content))
             asked = ""
     return pairs
 

@@ -61,8 +61,11 @@ class Run:
 
     def reply_room(self) -> int:
         """Tokens that the next reply may have: of the reply's own limit, and of what is left of the budget."""
-        left = self.options.budget - self.answer.usage["completion_tokens"]
-        return min(self.generator.decoding.max_tokens, left)
+        return min(self.generator.decoding.max_tokens, self.budget_left())
+
+    def budget_left(self) -> int:
+        """Tokens that may still be written for this question."""
+        return self.options.budget - self.answer.usage["completion_tokens"]
 
     def prompt_room(self) -> int:
         """Tokens that a prompt may have, so that a reply of full length, or a quarter of the window, fits beside it."""

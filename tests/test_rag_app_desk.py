@@ -18,7 +18,7 @@ from rag_app.settings import Options
 
 STEP = Step(1, "Look.", "search", "alpha", "[1] Alpha")
 HIT = Hit(1, 0.9, "c1", "/docs/a.md", None, "A", 0, 5, "Alpha")
-ANSWER = Answer("Q?", "Alpha. [1]", [Citation(1, "/docs/a.md", None, 0, 5, "Alpha")], [HIT])
+ANSWER = Answer("Q?", "Alpha. [1]", citations=[Citation(1, "/docs/a.md", None, 0, 5, "Alpha")], hits=[HIT])
 PATIENCE = 60  # seconds; only how long a broken desk is waited for
 
 

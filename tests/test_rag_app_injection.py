@@ -102,11 +102,11 @@ def test_only_the_model_calls_tools(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("number", NUMBERED)
 def test_a_model_that_repeats_what_it_was_given_forges_no_citation(tmp_path: Path, number: int) -> None:
     """The worst case: the reply is the hostile document itself, markers and all."""
-    model = ScriptedModel(INJECTIONS[number], " [99] [1] The okapi lives on the moon [2].", window=9000, max_tokens=60)
+    model = ScriptedModel(INJECTIONS[number], "\n[99] [1] The okapi lives on the moon [2].", window=9000, max_tokens=60)
     answer = Bot(model, injected(tmp_path, number, WordEncoder()), WordEncoder()).ask(QUESTION)
     sound(answer)
     assert "[99]" not in answer.answer
-    assert all(character.isprintable() or character == "\n" for character in printable(answer.answer))
+    assert all(character.isprintable() or character in "\n\t" for character in printable(answer.answer))
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def react(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]") -> Iter
     grammar = react_grammar(list(tools), [name for name, tool in tools.items() if not tool.args])
     reason, repeats = "steps", 0
     while len(written) < run.options.max_steps:
-        if run.reply_room() < max(LEAST_REPLY, run.options.budget // FINAL_SHARE) and len(written) > 1:
+        if run.budget_left() < max(LEAST_REPLY, run.options.budget // FINAL_SHARE) and len(written) > 1:
             reason = "budget"
             break
         messages = _fitted(run, tools, written)
