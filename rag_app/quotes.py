@@ -11,7 +11,7 @@ CLOSERS = {'"': '"', "“": '”"', "„": "“”", "«": "»"}
 """Opening marks with what may close them."""
 MARK = re.compile(r'["“”„«»\n]')
 BLANK = re.compile(r"\s+")
-BREAK = re.compile(r"[\s(\[{<>|/=:*_~'‘“„«—–\u3000-\u9fff\uff00-\uffef-]")
+BREAK = re.compile(r"[\s(\[{<>|/=:*_~'‘“„«—–-]")
 """What stands before a straight mark that surely opens a quotation, even where one is open already."""
 FENCE = re.compile(r"[\s>*+\d.-]*```[^`]*$")
 TRAILING = ",.;:!?"
