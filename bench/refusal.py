@@ -80,19 +80,12 @@ def collect(data: Path) -> Pairs:
     return pairs
 
 
-def auc(above: Any, below: Any) -> float:
-    """Chance that one of the first is greater than one of the second; ties count half."""
-    below = np.sort(below)
-    ranks = np.searchsorted(below, above, "left") + np.searchsorted(below, above, "right")
-    return float(ranks.mean() / 2 / len(below))
-
-
 def judged(pairs: Pairs, weight: float) -> dict[str, Any]:
     """AUCs and the shares that three thresholds turn away."""
     sure = {kind: np.array([(p @ (1 - weight, weight)).max() for p in found]) for kind, found in pairs.items()}
     about = sure.pop("about")
     result: dict[str, Any] = {"weight": weight}
-    result["auc"] = {kind: round(auc(about, values), 4) for kind, values in sure.items() if kind != "halved"}
+    result["auc"] = {kind: round(confidence.auc(about, values), 4) for kind, values in sure.items() if kind != "halved"}
     for share in (0.003, 0.01, 0.02):
         floor = float(np.sort(about)[int(share * len(about))])
         turned = {kind: round(float((values < floor).mean()), 3) for kind, values in sure.items()}

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from index import Hit, Index
+from index.beir import DatasetInvalid
+from index.embedding import Progress
 from index.lexical import terms
 from rag_app.citations import STOP_WORDS
+from rag_app.questions import Question
+from rag_app.scores import ratio, refusal
 
 VERSION = 1
 """Raised when the same hits would give another confidence: thresholds calibrated before do not count any more."""
@@ -29,11 +34,13 @@ PASSAGES = 4
 DEFAULT = 0.28
 """Threshold without a calibration: it turns away 0.3% of the questions about the documents and 70% of the others; the
 cosine alone, at the same cost, 37%. Questions on a subject that the documents treat, whose answer they do not hold,
-cannot be told apart by retrieval (SQuAD 2.0's: AUC 0.61): they are the model's to refuse."""
+cannot be told apart by retrieval (SQuAD 2.0's: AUC 0.62): they are the model's to refuse."""
 
 FILE = "calibration.json"
 """Beside the index's pointer; builds leave it alone."""
 MOST_BYTES = 1 << 16
+FEWEST = 10
+"""Questions of either kind that a threshold is chosen from."""
 
 
 def confidence(query: str, hits: Sequence[Hit]) -> float:
@@ -121,8 +128,38 @@ def keep(index: Index, made: Calibration) -> Path:
     return path
 
 
+def calibrate(
+    index: Index, questions: Sequence[Question], lost: float = 0.02, progress: Progress | None = None
+) -> Calibration:
+    """Finds the threshold for an index from questions that its documents answer and questions that they do not.
+
+    Args:
+        index: what is searched.
+        questions: labelled; those that say nothing of `answerable` are left out.
+        lost: most that may be refused of the answerable ones, as a share.
+        progress: told how far it is, as 'searching'.
+
+    Raises:
+        DatasetInvalid: there are fewer than FEWEST questions of a kind.
+    """
+    sure: dict[bool, list[float]] = {True: [], False: []}
+    asked = [(one.question, one.answerable) for one in questions if one.answerable is not None]
+    few = {kind: sum(answerable is kind for _, answerable in asked) for kind in sure}
+    if min(few.values()) < FEWEST:
+        raise DatasetInvalid(
+            f"{few[True]} questions are answerable and {few[False]} are not: give at least {FEWEST} of each kind, "
+            "told apart by 'answerable': true or false"
+        )
+    for number, (question, answerable) in enumerate(asked):
+        if progress:
+            progress("searching", number, len(asked))
+        sure[answerable].append(confidence(question, index.search(question, PASSAGES)))
+    value = choose(sure[True], sure[False], lost)
+    return Calibration(value, *judged(sure[True], sure[False], value))
+
+
 def choose(answerable: Sequence[float], unanswerable: Sequence[float], lost: float) -> float:
-    """A threshold that refuses many unanswerable questions, and at most the share `lost` of the answerable ones.
+    """A threshold that refuses as many unanswerable questions as it can, and at most `lost` of the answerable ones.
 
     Half way between the surest unanswerable question that the highest such threshold refuses (0 where it refuses none)
     and that threshold itself: where the two kinds lie far apart, it keeps away from both.
@@ -130,8 +167,30 @@ def choose(answerable: Sequence[float], unanswerable: Sequence[float], lost: flo
     Args:
         answerable: confidences, at least one.
         unanswerable: confidences.
-        lost: 0 to 1, below 1.
+        lost: a share, 0 or more and below 1.
     """
     highest = sorted(answerable)[int(lost * len(answerable))]
     refused = [value for value in unanswerable if value < highest]
     return (max(refused, default=0.0) + highest) / 2
+
+
+def judged(
+    answerable: Sequence[float], unanswerable: Sequence[float], value: float
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Counts and scores of refusing below `value`."""
+    lost, refused = (sum(one < value for one in kind) for kind in (answerable, unanswerable))
+    counts = {"answerable": len(answerable), "unanswerable": len(unanswerable), "lost": lost, "refused": refused}
+    abstained = [one < value for one in (*answerable, *unanswerable)]
+    scores = refusal(abstained, [False] * len(answerable) + [True] * len(unanswerable))
+    return counts, {
+        **{name: round(ratio(*score), 6) for name, score in scores.items()},
+        "lost": round(lost / len(answerable), 6),
+        "auc": round(auc(answerable, unanswerable), 6),
+    }
+
+
+def auc(above: Sequence[float], below: Sequence[float]) -> float:
+    """Chance that one of the first is greater than one of the second, ties half: 0.5 says nothing, 1 says all."""
+    ordered = sorted(below)
+    ranks = (bisect_left(ordered, one) + bisect_right(ordered, one) for one in above)
+    return sum(ranks) / 2 / len(above) / len(below)

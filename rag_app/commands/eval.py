@@ -161,12 +161,11 @@ def show(report: dict[str, Any]) -> None:
     say()
     say(f"{'':10} {'score':14} {'':>6}  {'95% interval':>14}  {'of':>6}")
     for group in ("answers", "retrieval", "refusal", "citations"):
-        for name, value in report[group].items():
+        for number, (name, value) in enumerate(report[group].items()):
             bounds, count = report["intervals"][group][name], report["counts"][group][name]
             spread = f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "-"
             shown = f"{value:.3f}" if count else "-"
-            say(f"{group:10} {name:14} {shown:>6}  {spread:>14}  {count:>6}")
-            group = ""
+            say(f"{'' if number else group:10} {name:14} {shown:>6}  {spread:>14}  {count:>6}")
     tokens = report["tokens"]
     say(f"\nper question: {tokens['prompt']:.0f} tokens read, {tokens['completion']:.0f} written")
     for one in report["worst"][:3]:
