@@ -146,9 +146,10 @@ def real_encoder() -> Any:
 
 @pytest.fixture(scope="session")
 def real_model() -> Iterator[Any]:
+    from rag_app.decoding import Decoding
     from rag_app.engines.llama import LlamaCpp
 
-    model = LlamaCpp(max_tokens=48)
+    model = LlamaCpp(decoding=Decoding(max_tokens=48))
     yield model
     model.close()
 

@@ -1,0 +1,211 @@
+"""Evaluates tokens with llama.cpp and keeps what it evaluated. Knows nothing of text, of sampling or of processes.
+
+A prompt is a list of batches, cut where the prompt alone decides (`cut`). Beginnings of prompts are kept in slots of
+the KV cache, and a later prompt takes from one as many leading batches as are the same. Numbers computed in batches
+of another shape are rounded otherwise; because only whole batches are taken over, an answer does not depend on what
+was asked before. For that reason the tokens of an earlier reply, which were evaluated one by one, are not taken over:
+where they come back in a prompt they are read in batches, like the rest of it.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rag_app.engines.native import Model, Refused, cores
+
+BATCH = 256
+"""Most tokens that are evaluated at once, between two looks at whether the answer is still wanted."""
+WORTH_COPYING = 256
+"""Tokens whose evaluation takes longer than the copying of a slot."""
+
+Batch = tuple[int, ...]
+
+
+def cut(pieces: Iterable[tuple[list[int], bool]], size: int = BATCH) -> list[Batch]:
+    """Cuts a prompt into batches: behind every message, and every `size` tokens within one.
+
+    Args:
+        pieces: token ids of the prompt's segments, each with whether it is the content of a message.
+        size: most tokens of a batch.
+    """
+    batches: list[Batch] = []
+    current: list[int] = []
+    for tokens, ends_message in pieces:
+        current += tokens
+        while len(current) > size or (ends_message and current):
+            batches.append(tuple(current[:size]))
+            current = current[size:]
+    return [*batches, tuple(current)] if current else batches
+
+
+@dataclass
+class _Slot:
+    number: int
+    batches: list[Batch] = field(default_factory=list)
+    """Of the prompt that it holds; a reply may follow in the cache."""
+    used: int = 0
+
+    def shared(self, prompt: list[Batch]) -> list[Batch]:
+        """The leading batches that the prompt has, too, but for the prompt's last: its logits are needed."""
+        same = 0
+        while same < min(len(self.batches), len(prompt) - 1) and self.batches[same] == prompt[same]:
+            same += 1
+        return self.batches[:same]
+
+    def begins(self, prompt: list[Batch]) -> bool:
+        """Whether it holds nothing but a beginning of the prompt; its own last batch only asks for the reply."""
+        shared = self.shared(prompt)
+        return bool(shared) and len(shared) >= len(self.batches) - 1
+
+
+class Decoder:
+    """The KV cache of a model, in slots, and the evaluation of prompts and replies in them.
+
+    Raises:
+        Refused: 'memory' where there is too little for the cache.
+    """
+
+    def __init__(self, model: Model, slots: int | None = None) -> None:
+        self._model, self._api = model, model.api
+        self._slots = [_Slot(number) for number in range(self._open(slots or (model.slots if model.rewinds else 1)))]
+        self._memory = self._api.llama_get_memory(self._context)
+        self._slot = self._slots[0]
+        self._end = 0
+        self._clock = 0
+        self._batch = _Arrays(self._api, BATCH)
+        self._unwanted: Callable[[], bool] = lambda: False
+        self._abort = self._api.ggml_abort_callback(lambda data: self._unwanted())
+
+    def _open(self, slots: int) -> int:
+        settings = self._api.llama_context_default_params()
+        settings.n_ctx, settings.n_seq_max, settings.kv_unified = self._model.n_ctx * slots, slots, False
+        settings.n_batch = settings.n_ubatch = BATCH
+        settings.n_threads = settings.n_threads_batch = cores()
+        settings.no_perf = True
+        self._context = self._api.llama_init_from_model(self._model.handle, settings)
+        if self._context:
+            return slots
+        if slots == 1:
+            raise Refused("memory", f"no memory for a window of {self._model.n_ctx:,} tokens")
+        return self._open(1)
+
+    def read(self, prompt: list[Batch], unwanted: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Evaluates a prompt, batch by batch; ends early once it is `unwanted`.
+
+        Yields:
+            before each batch how many tokens need no evaluation any more; the first number is of those reused.
+        """
+        self._slot, shared = self._choose(prompt)
+        self._clock += 1
+        self._slot.used = self._clock
+        self._rewind(len(shared))
+        self._unwanted = unwanted
+        for batch in prompt[len(shared) :]:
+            yield self._end
+            if unwanted() or not self._evaluate_batch(batch, logits=batch is prompt[-1]):
+                return
+            self._slot.batches.append(batch)
+
+    def write(self, token: int) -> None:
+        """Evaluates one token of the reply."""
+        self._decode([token], logits=True)
+
+    def logits(self) -> Any:
+        """What the last evaluation says of the next token: a view of (n_vocab,) float32, gone with the next one."""
+        pointer = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+
+    def forget(self) -> None:
+        """Drops every prompt that is kept."""
+        self._api.llama_memory_clear(self._memory, True)
+        for slot in self._slots:
+            slot.batches = []
+
+    def _choose(self, prompt: list[Batch]) -> tuple[_Slot, list[Batch]]:
+        """The slot to work in: one whose whole prompt this one begins with, else the one longest unused.
+
+        The latter takes over what another has in common with the prompt, so that the other keeps the rest of its own.
+        """
+        if not self._model.rewinds:
+            return self._slots[0], []
+        best = max(self._slots, key=lambda slot: (_length(slot.shared(prompt)), slot.begins(prompt), -slot.used))
+        shared = best.shared(prompt)
+        if best.begins(prompt):
+            return best, shared
+        oldest = min(self._slots, key=lambda slot: slot.used)
+        own = oldest.shared(prompt)
+        if len(shared) == len(own) or best is oldest:
+            return oldest, own
+        if _length(shared) < WORTH_COPYING:
+            return oldest, own
+        self._copy(best, oldest)
+        return oldest, shared
+
+    def _copy(self, source: _Slot, target: _Slot) -> None:
+        self._api.llama_memory_seq_rm(self._memory, target.number, -1, -1)
+        self._api.llama_memory_seq_cp(self._memory, source.number, target.number, -1, -1)
+        target.batches = list(source.batches)
+
+    def _rewind(self, kept: int) -> None:
+        """Takes out of the slot what follows its first `kept` batches."""
+        del self._slot.batches[kept:]
+        self._end = _length(self._slot.batches)
+        self._api.llama_memory_seq_rm(self._memory, self._slot.number, self._end, -1)
+
+    def _evaluate_batch(self, batch: Batch, logits: bool) -> bool:
+        """False where it was given up in the middle."""
+        # llama.cpp asks after every operation, which is cheap beside a batch but not beside a single token
+        self._api.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            return self._decode(batch, logits)
+        finally:
+            self._api.llama_set_abort_callback(self._context, self._api.ggml_abort_callback(0), None)
+
+    def _decode(self, tokens: Batch | list[int], logits: bool) -> bool:
+        self._batch.fill(tokens, self._end, self._slot.number, logits)
+        code = self._api.llama_decode(self._context, self._batch.struct)
+        if code not in (0, ABORTED):
+            self._slot.batches = []
+            self._api.llama_memory_seq_rm(self._memory, self._slot.number, -1, -1)
+            raise Refused("failed", f"llama_decode gave {code}")
+        self._end += len(tokens)
+        return bool(code == 0)
+
+
+ABORTED = 2
+
+
+def _length(batches: list[Batch]) -> int:
+    return sum(map(len, batches))
+
+
+class _Arrays:
+    """The arrays of a llama_batch, filled without a step of Python per token."""
+
+    def __init__(self, api: Any, size: int) -> None:
+        self._tokens, self._positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self._ones, self._logits = np.ones(size, np.int32), np.zeros(size, np.int8)
+        self._sequence = ctypes.c_int32(0)
+        one = ctypes.POINTER(ctypes.c_int32)
+        self._sequences = (one * size)(*[ctypes.pointer(self._sequence)] * size)
+        self.struct = api.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(one),
+            embd=None,
+            pos=self._positions.ctypes.data_as(one),
+            n_seq_id=self._ones.ctypes.data_as(one),
+            seq_id=self._sequences,
+            logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, tokens: Batch | list[int], position: int, sequence: int, logits: bool) -> None:
+        """Tokens from `position` on; the logits of the last where asked for."""
+        count = self.struct.n_tokens = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = range(position, position + count)
+        self._sequence.value = sequence
+        self._logits[:count] = 0
+        self._logits[count - 1] = logits
