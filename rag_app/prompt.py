@@ -23,6 +23,8 @@ THINKING = (
     'Using only the passages above, think step by step, then write "Answer:" and the answer in one short sentence:'
 )
 ANSWER_MARK = "Answer:"
+ECHO = "Using only the passages above"
+"""A reply that comes to these words has begun to write the next question itself, and ends before them."""
 REACT = (
     """You answer questions with tools. In each turn you write one thought, one action and its input, like this:
 

@@ -1,6 +1,7 @@
 """Ends an answer that goes round in circles, as small models do under greedy decoding. Text in, text out."""
 
 import math
+import re
 from collections import Counter
 
 LEAST_WORDS = 4
@@ -10,6 +11,8 @@ SHORT_TIMES = 3
 LOOP_WORDS = 9
 """Words that a phrase, repeated at least three times, must cover to count as a loop within a sentence."""
 LONGEST_PHRASE = 12
+NUMBER = re.compile(r"\[\d{0,3}\]?|^\s*\d{1,3}[.)]\s")
+"""What may differ between repetitions: the marker of a passage, the number of a list's item."""
 LONGEST_RUN = 40
 """Times that one letter or digit may follow itself."""
 
@@ -68,7 +71,7 @@ class Repeats:
         self._sentence = ""
 
     def _key(self) -> str:
-        return " ".join(self._sentence.split()).casefold()
+        return " ".join(NUMBER.sub("", self._sentence).split()).casefold()
 
     def _long_enough(self) -> bool:
         return len(self._sentence.split()) >= LEAST_WORDS

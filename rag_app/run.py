@@ -11,7 +11,7 @@ from rag_app.answer import Answer, Cited, Event, Reading, Step, StepTaken, Think
 from rag_app.citations import Citation, Citer
 from rag_app.errors import PromptTooLong
 from rag_app.generator import Generator
-from rag_app.prompt import NOT_FOUND, Message, Turns
+from rag_app.prompt import ECHO, NOT_FOUND, Message, Turns
 from rag_app.quotes import QuoteCheck
 from rag_app.repeats import Repeats
 from rag_app.settings import Options
@@ -95,7 +95,7 @@ class Run:
     def say(self, messages: Sequence[Message], **settings: Any) -> Iterator[Event]:
         """Has the model reply; the reply is the answer."""
         writer = self.writer()
-        yield from writer.of(self._chunks(messages, settings))
+        yield from writer.of(self._chunks(messages, {"stop": [ECHO], **settings}))
         self.answer.finish_reason = "repeated" if writer.looping else self.answer.finish_reason
 
     def show(self, text: str) -> Iterator[Event]:

@@ -57,3 +57,11 @@ def test_a_short_line_may_come_three_times_but_not_for_ever() -> None:
     assert through("## API\n\n" * 3) == ("## API\n\n" * 3, False)
     shown, looping = through("## API\n\n" * 9)
     assert (shown.count("API"), looping) == (3, True)
+
+
+def test_numbers_and_markers_make_no_other_sentence() -> None:
+    repeats = Repeats()
+    text = "[5] The weights are kept frozen always.\n[6] The weights are kept frozen always.\nMore."
+    shown = repeats.feed(text) + repeats.finish()
+    assert repeats.looping
+    assert shown.count("frozen") == 1

@@ -34,13 +34,14 @@ def react(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]") -> Iter
     steps = [first]
     observed = yield from _act(run, notebook, tools, first, react_step(first.thought, first.tool, first.input))
     written = [(react_step(first.thought, first.tool, first.input), observed)]
-    grammar = react_grammar(list(tools), [name for name, tool in tools.items() if not tool.args])
     reason, repeats = "steps", 0
     while len(written) < run.options.max_steps:
         if run.budget_left() < max(LEAST_REPLY, run.options.budget // FINAL_SHARE) and len(written) > 1:
             reason = "budget"
             break
         messages = _fitted(run, tools, written)
+        # Where a grammar holds the model to a form, it cannot insist on the tool with which it just repeated itself.
+        grammar = _grammar(tools, steps[-1].tool if repeats else "")
         reply = yield from run.write(messages, grammar=grammar, stop=["\nObservation:"])
         action = parse_step(reply, tools)
         if action.tool == "finish" and not action.problem:
@@ -60,6 +61,11 @@ def react(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]") -> Iter
             reason = "repeated"
             break
     yield from _best_so_far(run, notebook, reason)
+
+
+def _grammar(tools: "Mapping[str, BaseTool]", but: str) -> str:
+    left = {name: tool for name, tool in tools.items() if name != but}
+    return react_grammar(list(left), [name for name, tool in left.items() if not tool.args])
 
 
 def _act(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]", action: Action, laid_out: str) -> Any:
