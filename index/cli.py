@@ -18,7 +18,7 @@ from index.errors import IndexBusy, NoDocuments, RagError
 from index.paths import default_index, shown
 
 if TYPE_CHECKING:
-    from index.build import BuildReport
+    from index.builder import BuildReport
 
 MODES = ("hybrid", "dense", "lexical")
 OTHER_KIND = "files of type"
@@ -204,7 +204,7 @@ def _say(report: "BuildReport", options: argparse.Namespace) -> str:
 
 
 def _build_once(options: argparse.Namespace, encoder: Any, rebuild: bool) -> "BuildReport":
-    from index.build import build
+    from index.builder import build
     from index.chunker import ChunkSettings
 
     size = options.chunk_tokens
@@ -337,7 +337,7 @@ def _gc(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _rm(options: argparse.Namespace) -> dict[str, Any] | None:
-    from index.build import remove
+    from index.builder import remove
 
     report = remove(options.paths, options.index)
     if options.json:

@@ -8,7 +8,7 @@ from typing import Any
 
 from index import beir
 from index import generation as disk
-from index.build import build
+from index.builder import build
 from index.embedding import Progress
 from index.engine import RERANKED, Index, Mode
 from index.errors import LoadError, NoIndex, RagError

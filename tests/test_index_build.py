@@ -29,7 +29,7 @@ from index import (
     build,
 )
 from index import generation as disk
-from index.build import PENDING, remove
+from index.builder import PENDING, remove
 from index.maintain import collect_garbage, verify
 from index.pending import Pending
 from index.store import FileRow, encoded, open_read_only, read_files

@@ -134,7 +134,8 @@ N = 1_000_000
 @pytest.mark.parametrize(
     "unit",
     ["a", " ", "\n", "*", "{", "[", '{"a":', "```", "```\n", "search[", "search[\n", "Thought:\n", "Action: ",
-     "Action: none\n", "Action:\n", "Action: none\nThought: x\n", "</think>", "Final Answer: ", '"', "x=\t", "1.", "_ ", "a=", "\r"],
+     "Action: none\n", "Action:\n", "Action: none\nThought: x\n", "</think>",
+     "Final Answer: ", '"', "x=\t", "1.", "_ ", "a=", "\r"],
 )  # fmt: skip
 def test_time_is_linear(unit: str) -> None:
     for head in (
