@@ -52,13 +52,14 @@ PAL_SHOT = (
     "What do four chairs and a table cost together?",
     "```python\nchair = 45\ntable = 120\nanswer = 4 * chair + table\n```",
 )
+LAMP = "In which town is the company that makes the Pelican lamp?"
 REACT_SHOT = (
-    "In which town is the company that makes the Pelican lamp?",
-    (FIRST_THOUGHT, "search", "In which town is the company that makes the Pelican lamp?"),
-    "[1] The Pelican lamp is made by Harker & Sons since 1962.",
-    ("The lamp is made by Harker & Sons. I need their town.", "search", "Harker & Sons town"),
-    "[2] Harker & Sons have their works in Leven, beside the canal.",
-    ("Harker & Sons are in Leven.", "finish", "Leven"),
+    ((FIRST_THOUGHT, "search", LAMP), "[1] The Pelican lamp is made by Harker & Sons since 1962."),
+    (
+        ("The lamp is made by Harker & Sons. I need their town.", "search", "Harker & Sons town"),
+        "[2] Harker & Sons have their works in Leven, beside the canal.",
+    ),
+    (("Harker & Sons are in Leven.", "finish", "Leven"), ""),
 )
 
 Role = Literal["system", "user", "assistant"]
@@ -152,10 +153,10 @@ def react_prompt(
         history: the conversation before.
     """
     described = "\n".join(f"- {name}: {' '.join(description.split())}" for name, description in tools)
-    example, *moves = REACT_SHOT
-    messages = [Message("system", REACT.format(tools=described)), Message("user", f"Question: {example}")]
-    for move in moves:
-        messages.append(Message("assistant", react_step(*move)) if isinstance(move, tuple) else _observed(move))
+    messages = [Message("system", REACT.format(tools=described)), Message("user", f"Question: {LAMP}")]
+    for step, observation in REACT_SHOT:
+        messages.append(Message("assistant", react_step(*step)))
+        messages += [_observed(observation)] if observation else []
     messages += [*_turns(history), Message("user", f"Question: {_one_line(question)}")]
     for written, observation in steps:
         messages += [Message("assistant", written), _observed(observation)]
