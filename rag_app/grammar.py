@@ -8,16 +8,17 @@ from collections.abc import Collection, Sequence
 
 THOUGHT = 300
 """Most characters of a thought."""
+QUERY = 160
+"""Most characters of the input of a standard tool that takes a few words."""
 INPUT = 400
-"""Most characters of a tool's input."""
+"""Most characters of an answer, and of the input of other tools."""
 LINES = 30
 """Most lines of a program."""
 LINE = 120
 """Most characters of a line of a program."""
 
-# A first character that is no blank, quote, backtick or bracket, so that no input is empty once it is read.
-TEXT = rf"""input ::= [a-zA-Z0-9$({{\u00c0-\u167f\u3041-\uffdc+.<=>-] [^\r\n]{{0,{INPUT}}}
-"""
+# No blank, quote, backtick or bracket, so that no input is empty once it is read.
+FIRST = r"first ::= [a-zA-Z0-9$({\u00c0-\u167f\u3041-\uffdc+.<=>-]"
 PROGRAM = rf"""program ::= "```python\n" line{{1,{LINES}}} "```"
 line ::= [ ]{{0,16}} [^ \t\r\n`] [^\r\n]{{0,{LINE}}} "\n"
 """
@@ -30,14 +31,16 @@ def react_grammar(tools: Sequence[str], bare: Collection[str] = ()) -> str:
         tools: names, at least one; the input of `python` is a fenced program, that of the others one line.
         bare: those of them that take no input.
     """
+    short = ("search", "lookup", "calculator")
     kinds = {
-        '"\\nInput: " input': [name for name in tools if name not in bare and name != "python"],
-        '"\\nInput:\\n" program': [name for name in tools if name == "python"],
-        '"\\nInput:"': [name for name in tools if name in bare],
+        f'"\\nInput: " first [^\\r\\n]{{0,{QUERY}}}': [n for n in tools if n in short],
+        f'"\\nInput: " first [^\\r\\n]{{0,{INPUT}}}': [n for n in tools if n not in (*short, "python", *bare)],
+        '"\\nInput:\\n" program': [n for n in tools if n == "python"],
+        '"\\nInput:"': [n for n in tools if n in bare],
     }
     actions = [f"({' | '.join(map(json.dumps, names))}) {rest}" for rest, names in kinds.items() if names]
     root = rf"""root ::= "Thought: " [^\r\n]{{1,{THOUGHT}}} "\nAction: " ({" | ".join(actions)})"""
-    rules = [root, TEXT if any("input" in action for action in actions) else "", PROGRAM if "python" in tools else ""]
+    rules = [root, FIRST if set(tools) - {"python", *bare} else "", PROGRAM if "python" in tools else ""]
     return "\n".join(filter(None, rules))
 
 
