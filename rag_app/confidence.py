@@ -102,7 +102,8 @@ def _checked(stored: Any, encoder: dict[str, Any]) -> Calibration:
         return _ignored("is of another encoder")
     if stored.get("version") != VERSION:
         return _ignored("is of another version of this program")
-    return Calibration(float(value), stored.get("counts") or {}, stored.get("scores") or {})
+    counts, scores = (one if isinstance(one, dict) else {} for one in map(stored.get, ("counts", "scores")))
+    return Calibration(float(value), counts, scores)
 
 
 def _ignored(why: str) -> Calibration:

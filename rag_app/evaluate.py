@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from index import Hit, Index, metrics
 from index.beir import write_corpus
-from index.build import build
+from index.builder import build
 from index.embedding import Progress
 from index.errors import LoadError, RagError
 from index.paths import home
