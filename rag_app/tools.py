@@ -39,6 +39,7 @@ BRIEF = 80
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 SUM = re.compile(r"(?:\d|[-+*/%().,\s]|\b(?:sqrt|min|max|round|abs|floor|ceil|log|exp|pi|e)\b|(?<=[\d.])e[-+]?\d)+")
 SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", "$": "", "€": "", "£": "", "=": ""}
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 LONGEST_SUM = 1000
 """Characters."""
 
@@ -134,10 +135,10 @@ def calculator(expression: str) -> str:
     """Computes with + - * / // % ** ( ) sqrt min max round abs; 15% is 0.15. Input: numbers only, such as (3+4)*12."""
     outcome = run_python(f"from math import sqrt, floor, ceil, log, exp, pi, e\n({_sum(expression)})")
     message = outcome.error.removeprefix("line 2: ")
-    if "program" in message or "4,300 digits" in message or outcome.value == "inf":
+    if "program" in message or "4,300 digits" in message or outcome.value in ("inf", "-inf", "nan"):
         message = "the numbers grow too large"
-    elif "j" in outcome.value:
-        message = "it has no real value"
+    elif not (message or NUMBER.fullmatch(outcome.value)):
+        message = "it is not one real number"
     if message:
         raise _failure(f"cannot compute this: {message}")
     return outcome.value
@@ -153,7 +154,7 @@ def _sum(text: str) -> str:
     if not re.search(r"[a-z]\s*\(", text):  # where commas do not part arguments they part thousands
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     # A percent sign with no number after it, or with "of", is a percentage; else the remainder of a division.
-    text = re.sub(r"(?<=[\d.)])\s*%(?=\s*(?:$|[-)+*/,]|of\b))", "/100", text)
+    text = re.sub(r"(?<![\d.])(\d[\d.]*|\.\d+)\s*%(?=\s*(?:$|[-)+*/,]|of\b))", r"(\1/100)", text)
     text = re.sub(r"\bof\b", "*", text)
     if not SUM.fullmatch(text):
         raise _failure("the calculator takes only numbers, + - * / // % ** ( ) and sqrt, min, max, round, abs")
@@ -197,7 +198,9 @@ def as_tool(given: "BaseTool | Callable[..., Any]") -> "BaseTool":
         return _named_well(given)
     name = getattr(given, "__name__", type(given).__name__)
     if not callable(given) or isinstance(given, type):
-        raise SettingInvalid(f"the tool '{name}' is a {type(given).__name__}: give a function or a LangChain tool")
+        raise SettingInvalid(
+            f"the tool '{name}' is of type {type(given).__name__}: give a function or a LangChain tool"
+        )
     if not (given.__doc__ or "").strip():
         raise SettingInvalid(f"the tool '{name}' has no docstring: write one, the model chooses tools by it")
     try:
