@@ -151,8 +151,13 @@ def _sum(text: str) -> str:
     text = text.lower()
     for sign, meant in SIGNS.items():
         text = text.replace(sign, meant)
-    if not re.search(r"[a-z]\s*\(", text):  # where commas do not part arguments they part thousands
-        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    called = re.search(r"[a-z]\s*\(", text)  # commas may part arguments there; else they part thousands
+
+    def thousands(comma: re.Match[str]) -> str:
+        before = text[: comma.start()]
+        return "," if called and before.count("(") > before.count(")") else ""
+
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", thousands, text)
     # A percent sign with no number after it, or with "of", is a percentage; else the remainder of a division.
     text = re.sub(r"(?<![\d.])(\d[\d.]*|\.\d+)\s*%(?=\s*(?:$|[-)+*/,]|of\b))", r"(\1/100)", text)
     text = re.sub(r"\bof\b", "*", text)

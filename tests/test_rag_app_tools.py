@@ -117,6 +117,7 @@ def test_search_that_fails_is_an_observation() -> None:
         ("10 / 4", "2.5"),
         ("1,234.5 + 1,000,000", "1001234.5"),
         ("15% of 80", "12"),
+        ("1,200 + max(1,200)", "1400"),
         ("200 * 15%", "30"),
         ("100 / 50%", "200"),
         ("50 %", "0.5"),
@@ -394,7 +395,7 @@ def test_the_example_in_the_docs_works(folder: Path) -> None:
     assert use(tools, "stock", "Belt").text == "12 belts"
     assert use(tools, "convert", json.dumps({"amount": 2, "currency": "NOK"})).text == "23.00 NOK"
     assert use(tools, "convert", '{"amount": 2, "currency": "XYZ"}').text == "tool convert failed: KeyError: 'XYZ'"
-    assert use(standard_tools(Notebook(lambda query: [])), "calculator", "15% of 1,200 + sqrt(2)").error is False
+    assert use(standard_tools(Notebook(lambda query: [])), "calculator", "15% of 1,200 + sqrt(4)").text == "182"
 
 
 def test_the_modules_of_the_sandbox_are_those_in_the_docs() -> None:
