@@ -19,7 +19,7 @@ from rag_app.engines.native import Model, Refused, cores
 BATCH = 256
 """Most tokens that are evaluated at once, between two looks at whether the answer is still wanted."""
 WORTH_COPYING = 256
-"""Tokens whose evaluation takes longer than the copying of a slot."""
+"""Tokens whose evaluation takes longer than the copying of a slot, however large the model."""
 
 Batch = tuple[int, ...]
 
@@ -55,10 +55,9 @@ class _Slot:
             same += 1
         return self.batches[:same]
 
-    def begins(self, prompt: list[Batch]) -> bool:
-        """Whether it holds nothing but a beginning of the prompt; its own last batch only asks for the reply."""
-        shared = self.shared(prompt)
-        return bool(shared) and len(shared) >= len(self.batches) - 1
+    def lost(self, prompt: list[Batch]) -> int:
+        """Tokens that would have to be read again for its own prompt; the last batch only asked for the reply."""
+        return _length(self.batches[len(self.shared(prompt)) : -1])
 
 
 class Decoder:
@@ -127,22 +126,20 @@ class Decoder:
     def _choose(self, prompt: list[Batch]) -> tuple[_Slot, list[Batch]]:
         """The slot to work in: one whose whole prompt this one begins with, else the one longest unused.
 
-        The latter takes over what another has in common with the prompt, so that the other keeps the rest of its own.
+        The latter takes over what another has in common with the prompt, so that the other keeps the rest of its own;
+        where that rest is short, it is given up instead.
         """
         if not self._model.rewinds:
             return self._slots[0], []
-        best = max(self._slots, key=lambda slot: (_length(slot.shared(prompt)), slot.begins(prompt), -slot.used))
-        shared = best.shared(prompt)
-        if best.begins(prompt):
-            return best, shared
+        best = max(self._slots, key=lambda slot: (_length(slot.shared(prompt)), -slot.lost(prompt), -slot.used))
         oldest = min(self._slots, key=lambda slot: slot.used)
-        own = oldest.shared(prompt)
-        if len(shared) == len(own) or best is oldest:
-            return oldest, own
-        if _length(shared) < WORTH_COPYING:
-            return oldest, own
-        self._copy(best, oldest)
-        return oldest, shared
+        shared, own, lost = best.shared(prompt), oldest.shared(prompt), best.lost(prompt)
+        if shared and (lost == 0 or (lost < WORTH_COPYING and oldest.batches)):
+            return best, shared
+        if _length(shared) - _length(own) >= WORTH_COPYING:
+            self._copy(best, oldest)
+            return oldest, shared
+        return oldest, own
 
     def _copy(self, source: _Slot, target: _Slot) -> None:
         self._api.llama_memory_seq_rm(self._memory, target.number, -1, -1)
