@@ -55,7 +55,7 @@ def cases(data: Path, every: int) -> Iterator[Case]:
     chance = random.Random(0)
     with Index.open(directory, encoder) as index:
         for row in asked:
-            gold, answer = texts[row["paragraph_id"]], row["answers"][0]
+            gold, answer = texts[row["paragraph_id"]], row["answers"][0].strip(" .")
             hits = index.search(row["question"], 4)
             place = f"{corpus.resolve()}#{row['paragraph_id']}"
             if not any(hit.source == place and answer in hit.text for hit in hits):
@@ -63,7 +63,9 @@ def cases(data: Path, every: int) -> Iterator[Case]:
             right = {n for n, hit in enumerate(hits, 1) if hit.source == place and answer in hit.text}
             joined = " ".join(hit.text for hit in hits).lower()
             other = next(
-                a for r in chance.sample(asked, min(99, len(asked))) if (a := r["answers"][0]).lower() not in joined
+                a
+                for r in chance.sample(asked, min(99, len(asked)))
+                if (a := r["answers"][0].strip(" .")).lower() not in joined
             )
             said = {
                 "answer": answer,

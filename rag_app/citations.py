@@ -39,6 +39,7 @@ LABEL = re.compile(r"[\s>*_-]*(?:\[!?[A-Z]+\]|</?[A-Za-z][^<>]*>)\s*$")
 """A line that is part of the layout: `> [!TIP]`, `<br>`."""
 BOLD = re.compile(r"\s*\*\*[^*]+\*\*:?\s*$")
 """A line that is a heading in an answer: `**Usage**`."""
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 PLAIN = re.compile(r"[^\s\[`]+")
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
@@ -121,11 +122,11 @@ class Citer:
         return self._cited(quote) if quote else None
 
     def evidence(self, literals: Sequence[str]) -> list[Citation]:
-        """Places that hold what a program reckoned with, as few as hold all that is found; they count as `citations`.
+        """Places that hold what a program reckoned with, few that hold all that is found; they count as `citations`.
 
         Args:
-            literals: its numbers and texts, such as '1200', '0.15' or 'Nordwind Mutual'. A passage may write them as
-                1,200, 15 % or a word for a number up to twelve.
+            literals: its numbers and texts, such as '1200', '0.15' or 'Nordwind Mutual'. A passage may have 1,200,
+                15 %, or the word for a number up to twelve.
         """
         holders = [self._holders(literal) for literal in dict.fromkeys(literals)]
         wanted = [places for places in holders if places]
@@ -253,8 +254,8 @@ class Citer:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Content words, lower-case, without a plural s."""
-    found = (word.lower() for word in WORD.findall(text))
+    """Content words, lower-case, without a plural s; 1,200 is 1200."""
+    found = (word.lower() for word in WORD.findall(THOUSANDS.sub("", text)))
     return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") else w for w in found if w not in STOP_WORDS)
 
 
@@ -283,18 +284,16 @@ def _says(line: str) -> bool:
 
 
 def _forms(literal: str) -> list[str]:
-    """The ways to write a number; none for a text."""
-    text = literal.strip().casefold()
+    """The words that a number may stand as in a passage; none for a text."""
     try:
-        number = float(text.replace(",", "").replace("_", ""))
+        number = abs(float(literal.replace(",", "").replace("_", "")))  # a dash before it is no part of a word
     except ValueError:
         return []
     if not math.isfinite(number):
         return []
-    number = abs(number)  # a dash before it is no part of a word
-    values = [number, round(number * 100, 6)] if 0 < number < 1 else [number]  # 0.15 is 15 %
+    values = [number, round(number * 100, 6)] if number < 1 else [number]  # 0.15 is 15 %
     word = [NUMBERS[int(number)]] if number in range(len(NUMBERS)) else []
-    return [text, *(f"{value:{style}}" for value in values for style in (".10g", ",.10g", ".2f", ",.2f")), *word]
+    return [*(f"{value:{style}}" for value in values for style in (".12g", ".1f", ".2f")), *word]
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LONGEST = 1000
+"""Characters beyond which a question stands alone, and of an earlier one that are looked at."""
 MOST_OWN = 8
 """Telling words from which on a question stands alone, whatever else it points at."""
 MOST_CARRIED = 24
@@ -130,9 +132,11 @@ def needs_context(question: str, history: Sequence[tuple[str, str]]) -> bool:
         question: as it was typed.
         history: earlier questions with their answers, oldest first.
     """
+    if not history or len(question) > LONGEST:
+        return False
     text = _plain(question)
     words = _words(text)
-    if not history or not words:
+    if not words:
         return False
     if _bare(text, words):
         return True
@@ -173,7 +177,7 @@ def standalone(question: str, history: Sequence[tuple[str, str]]) -> str:
 
 def _rewritten(question: str, query: str, history: Sequence[tuple[str, str]]) -> str:
     """The question with the words of `query`, the last question in a form that stands alone."""
-    question, query = _plain(question), _plain(query)
+    question, query = _plain(question), _plain(query[:LONGEST])
     words = _words(OPENER.sub("", question))
     if replaced := _parallel(words, query, question):
         return replaced

@@ -1,7 +1,9 @@
 """What an answer cites: verbatim quotes, markers only where a passage bears the sentence out, however it is cut."""
 
+import random
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -93,6 +95,17 @@ ANSWERS = {
     "```one line[0]``` and the axolotl keeps its gills [1].": (
         "```one line[0]``` and the axolotl keeps its gills. [2]"
     ),
+    # short answers have their marker; yes and no say nothing that a passage could bear out
+    "45 centimetres": "45 centimetres [1]",
+    "**45 centimetres**": "**45 centimetres** [1]",
+    "In Lake Xochimilco.": "In Lake Xochimilco. [2]",
+    "r=16": "r=16 [3]",
+    "Yes.": "Yes.",
+    "No, it does not.": "No, it does not.",
+    "Yes, the okapi lives in the Ituri rainforest.": "Yes, the okapi lives in the Ituri rainforest. [1]",
+    # what belongs to the layout has none
+    "> [!TIP]\n> The axolotl keeps its gills.": "> [!TIP]\n> The axolotl keeps its gills. [2]",
+    "[NOTE]\n## Axolotl\n**Axolotl gills:**\n<br>\nCats": "[NOTE]\n## Axolotl\n**Axolotl gills:**\n<br>\nCats",
     # brackets that are no markers
     "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]": (
         "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]"
@@ -222,3 +235,123 @@ def test_a_number_that_no_passage_has_is_not_borne_out() -> None:
     assert cite("The policy number is 12-34-56.", hits) == ("The policy number is 12-34-56.", [])
     text, citations = cite("The policy number is HX-4471-B.", hits)
     assert (text, [c.n for c in citations]) == ("The policy number is HX-4471-B. [1]", [1])
+
+
+INSURANCE = passages(
+    "Household policy. The deductible is 275 euros per claim. Bicycles are covered.",
+    "Car policy. The deductible is 900 euros per claim.",
+    "The annual fee of the club is 31 euros.",
+)
+DEDUCTIBLE = "What is the deductible of the household insurance?"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "n"),
+    [
+        ("The deductible of the household insurance is 275 euros.", 1),  # more words of the question than of the quote
+        ("275 euros", 1),
+        ("The deductible of the household insurance is 900 euros.", 2),  # the version that bears it out
+        ("The deductible of the household insurance is 450 euros.", None),
+        ("The deductible of the household insurance is waived for pensioners.", None),
+        ("The deductible of the household insurance is Berlin.", None),  # what is new decides, not the question's words
+        ("The deductible of the household insurance is 31 euros.", None),  # a passage on something else
+        ("The documents do not say.", None),
+    ],
+)
+def test_what_the_question_does_not_have_decides(sentence: str, n: int | None) -> None:
+    citer = Citer(DEDUCTIBLE, INSURANCE)
+    expected = f"{sentence} [{n}]" if n else sentence
+    assert citer.feed(sentence) + citer.finish() == expected
+    found = Citer(DEDUCTIBLE, INSURANCE).cite(sentence)
+    assert (found.n if found else None) == n
+    assert ([found] if found else []) == citer.citations
+
+
+def test_the_refusal_is_not_cited_whatever_the_passages_say() -> None:
+    assert shown("The documents do not say.", passages("The documents do not say who wrote them.")) == (
+        "The documents do not say."
+    )
+
+
+def test_a_short_answer_is_tied_to_the_sentence_that_fits_the_question() -> None:
+    hits = passages("In 1960 a zoo opened. The okapi lives in Epulu.", "Epulu has a market.")
+    assert shown("Epulu", hits) == "Epulu [1]"
+    assert [c.quote for c in cite("Epulu", hits)[1]] == ["The okapi lives in Epulu."]
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage"),
+    [
+        ("It is 33 yards.", "It was a 33-yard field goal."),
+        ("It costs 1200 euros.", "The price: it costs 1,200 euros."),
+        ("It costs 1,200 euros.", "The price: it costs 1200 euros."),
+    ],
+)
+def test_figures_may_be_written_otherwise(answer: str, passage: str) -> None:
+    assert Citer("What?", passages(passage)).cite(answer)
+
+
+def test_evidence_holds_what_was_reckoned_with() -> None:
+    hits = passages(
+        "Rent is 1,200 euros a month. Heating is 80.50 euros. A discount of 15% is given.",
+        "Nordwind Mutual insures it. There are three rooms. The year has 12 months.",
+    )
+
+    def quotes(*literals: str) -> list[str]:
+        return [citation.quote for citation in Citer("What is the rent of a year?", hits).evidence(literals)]
+
+    assert quotes("1200", "12") == ["Rent is 1,200 euros a month.", "The year has 12 months."]
+    assert quotes("1200.0") == quotes("1_200") == quotes("-1200") == ["Rent is 1,200 euros a month."]
+    assert quotes("0.15") == ["A discount of 15% is given."]
+    assert quotes("80.5") == ["Heating is 80.50 euros."]
+    assert quotes("3") == ["There are three rooms."]
+    assert quotes("Nordwind Mutual") == quotes("nordwind mutual", "Nordwind") == ["Nordwind Mutual insures it."]
+    # neighbours that hold two of them are quoted together
+    assert quotes("1200", "80.5") == ["Rent is 1,200 euros a month. Heating is 80.50 euros."]
+    assert quotes("7", "Cats", "", "nan", "inf", "1e999", "the") == []
+    assert Citer("What?", []).evidence(["1200"]) == []
+
+
+def test_evidence_counts_as_citations() -> None:
+    citer = Citer(QUESTION, HITS)
+    (found,) = citer.evidence(["45"])
+    assert citer.evidence(["45"]) == citer.citations == [found]
+    assert found.n == 1
+
+
+def test_a_long_line_without_full_stops_is_read_once() -> None:
+    """Twenty times the text takes about twenty times as long, not four hundred times."""
+    line = "word [x] `code` and so on " * 4000
+    citer = Citer(QUESTION, HITS)
+    out = [citer.feed(line[at : at + 5]) for at in range(0, len(line), 5)]
+    assert "".join(out) + citer.finish() == line
+
+
+def test_random_answers_cut_at_random_show_the_same_and_no_half_marker() -> None:
+    parts = [
+        "The axolotl keeps its gills",
+        "45 centimetres",
+        ". ",
+        "? ",
+        "\n",
+        " [1]",
+        " [2, 4]",
+        "[",
+        "]",
+        "`",
+        "```",
+        "1.",
+        " ",
+    ]
+    chance = random.Random(0)
+    for _ in range(400):
+        answer = "".join(chance.choices(parts, k=chance.randint(1, 9)))
+        cuts = sorted(chance.choices(range(len(answer) + 1), k=4))
+        pieces = [answer[a:b] for a, b in pairwise([0, *cuts, len(answer)])]
+        whole = cite(answer)
+        assert cite(pieces) == whole
+        citer, so_far = Citer(QUESTION, HITS), ""
+        for piece in pieces:
+            so_far += citer.feed(piece)
+            assert whole[0].startswith(so_far)
+            assert "`" in answer or not re.search(r" \[\d{1,3}$", so_far)

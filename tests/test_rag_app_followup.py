@@ -140,6 +140,9 @@ def test_a_query_stays_short_however_long_the_conversation() -> None:
     history = [(f"And what does Thing{n} with word{n} other{n} have?", "Name" + "Xy" * 9) for n in range(500)]
     assert len(standalone("And why is it so?", history).split()) < 60
     assert standalone("Why?", history) == standalone("Why?", history[-LOOK_BACK:])
+    pasted = "word " * 200_000
+    assert standalone(pasted, history) == pasted
+    assert len(standalone("Why?", [(pasted + "end", pasted)])) < 1000
 
 
 def test_rows_of_the_benchmark() -> None:
