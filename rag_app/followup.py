@@ -250,7 +250,8 @@ def _is_vague(word: _Word) -> bool:
     """Whether a word does not tell which thing is meant."""
     low = word.low
     forms = (low, _stem(low), low.removesuffix("ing"), low.removesuffix("ed"), low.removesuffix("d"), low[:-3] + "e")
-    return low in FUNCTION or low.isdigit() or any(form in VAGUE for form in forms)
+    counts = low.isdigit() and len(low) < 4  # a longer one is a year or the number of something
+    return low in FUNCTION or counts or any(form in VAGUE for form in forms)
 
 
 def _shape(word: _Word, first: _Word | None) -> str:

@@ -62,6 +62,7 @@ ALONE = [
     "Who was the former president of the society?",
     "Which of the two methods, IA3 or LoRA, is the smaller one?",
     "Who wrote the first book about these tides, printed in Utrecht by the widow of the baker Hendrik Maas?",
+    "What happened in 1943?",
     "hotswap adapter",
     "LoftQ",
     "lora_alpha",
