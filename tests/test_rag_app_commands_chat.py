@@ -457,6 +457,21 @@ class Keys(Tty):
         return line
 
 
+def test_a_third_ctrl_c_abandons_the_answer() -> None:
+    talk = Talk(Scripted(lambda question: [Token("It"), *[signal.SIGINT] * 3, Token("!")]), tty=True)
+    out = shown(talk.type("One?", "/history"))
+    assert "It\n(interrupted)\n" in out and "   It\n   (stopped)" in out and "!" not in out
+
+
+def test_through_a_pipe_ctrl_c_ends_and_keeps_what_came() -> None:
+    talk = Talk(Scripted(lambda question: [Token("It"), signal.SIGINT, Token("!")]))
+    with pytest.raises(KeyboardInterrupt):
+        talk.type("One?", "Two?")
+    (chat,) = talk.chats.chats()
+    answer = talk.chats.turns(chat.id)[1]
+    assert answer.content == "It" and answer.details["stopped"] and len(talk.bot.asked) == 1
+
+
 def test_ctrl_c_at_the_prompt_ends_only_the_second_time() -> None:
     def asked(*lines: str) -> int:
         bot, out = Scripted(), Tty()
@@ -537,16 +552,17 @@ class Real:
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
+    def read(self) -> None:
+        """Waits a second at most for more to be shown."""
+        if select.select([self._ours], [], [], 1)[0]:
+            self.text += os.read(self._ours, 65536).decode("utf-8", "replace")
+
     def until(self, wanted: str, seconds: float = 120) -> str:
         """Reads until a text is shown; returns what came before it, since the last call."""
         end = time.monotonic() + seconds
         while wanted not in self.text:
-            left = end - time.monotonic()
-            assert left > 0 and select.select([self._ours], [], [], left)[0], f"no {wanted!r} in {self.text!r}"
-            try:
-                self.text += os.read(self._ours, 65536).decode("utf-8", "replace")
-            except OSError:  # the program has ended
-                raise AssertionError(f"no {wanted!r} in {self.text!r}") from None
+            assert time.monotonic() < end and self.process.poll() is None, f"no {wanted!r} in {self.text!r}"
+            self.read()
         seen, _, self.text = self.text.partition(wanted)
         return seen
 
@@ -565,7 +581,9 @@ def test_a_conversation_in_a_real_terminal(real_index: Path, open_pty: Callable[
         real.type("/rate + fine\r")
         real.until("rated")
         real.type("\x1b[A\x1b[A\r")  # the question again, from the history
-        real.until("okapi?")
+        real.until("okapi?\r\n")
+        while not real.text.strip():
+            real.read()
         real.type("\x03")
         real.until("\n> ")
         real.type("\x04")

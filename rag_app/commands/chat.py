@@ -158,6 +158,10 @@ class Terminal:
             except RagError as error:
                 failed += 1
                 self._screen.warn(str(error))
+            except KeyboardInterrupt:
+                if not self._interactive:
+                    raise
+                self._screen.aside("(interrupted)")
             if self._over:
                 break
         if failed and not self._interactive:
@@ -211,35 +215,35 @@ class Terminal:
             self._keep_settings()
         self._bot.model.decoding = decoding
         reply = Reply(Answer(question, strategy=options.strategy))
-        try:
-            self._stream(reply, history, options)
-        except RagError as error:
-            reply.error = str(error)
-        except Exception as error:  # whatever it was, it ends one answer and not the conversation
-            reply.error = f"the answer failed ({type(error).__name__}: {error})"
-        finally:
-            self._chats.add(self._chat, reply.turn())
+        with _stoppable(self._bot.model.kill, self._interactive) as stopped:
+            try:
+                self._stream(reply, history, options, stopped)
+            except RagError as error:
+                reply.error = str(error)
+            except Exception as error:  # whatever it was, it ends one answer and not the conversation
+                reply.error = f"the answer failed ({type(error).__name__}: {error})"
+            finally:
+                self._screen.end()
+                self._chats.add(self._chat, reply.turn())
         if reply.error:
             raise RagError(reply.error)
         if not reply.done:
             self._screen.aside("(stopped)")
 
-    def _stream(self, reply: Reply, history: Sequence[Turn], options: Options) -> None:
-        with _stoppable(self._bot.model.kill, self._interactive) as stopped:
-            events = self._bot.stream(reply.so_far.question, history, options)
-            try:
-                for event in events:
-                    reply.take(event)
-                    self._screen.show(event)
-                    if stopped.is_set():
-                        break
-            except Exception:
-                if not stopped.is_set():  # else it did not heed the stop, and was killed
-                    raise
-            finally:
-                if inspect.isgenerator(events):
-                    events.close()
-                self._screen.end()
+    def _stream(self, reply: Reply, history: Sequence[Turn], options: Options, stopped: threading.Event) -> None:
+        events = self._bot.stream(reply.so_far.question, history, options)
+        try:
+            for event in events:
+                reply.take(event)
+                self._screen.show(event)
+                if stopped.is_set():
+                    break
+        except Exception:
+            if not stopped.is_set():  # else it did not heed the stop, and was killed
+                raise
+        finally:
+            if inspect.isgenerator(events):
+                events.close()
 
     def _last(self) -> Turn:
         """The last answer."""
@@ -370,8 +374,8 @@ def _remember(questions: Iterator[str]) -> None:
 def _stoppable(kill: Callable[[], None], interactive: bool) -> Iterator[threading.Event]:
     """Lets Ctrl-C set an event, so that an answer ends between two of its own; a second one kills the model.
 
-    So does time, where the first is not heeded. A third one ends the program as usual. Elsewhere than on a terminal
-    nothing is changed.
+    So does time, where the first is not heeded. A third one abandons the answer wherever it is. Elsewhere than on a
+    terminal nothing is changed.
     """
     stopped, presses, over = threading.Event(), list[int](), threading.Event()
 
