@@ -136,7 +136,9 @@ class Wire:
 
     def kill(self) -> None:
         """Ends every request under way; whoever waits for one gets a ServerFailed."""
-        for future in list(self._running):
+        with self._lock:
+            running = list(self._running)
+        for future in running:
             future.cancel()
 
     def close(self) -> None:
@@ -145,9 +147,9 @@ class Wire:
         with self._lock:
             loop, client, self._loop, self._client = self._loop, self._client, None, None
         if loop and client:
-            with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(client.close(), loop).result(1)
-            loop.call_soon_threadsafe(loop.stop)
+            asyncio.run_coroutine_threadsafe(_end(client), loop).add_done_callback(
+                lambda _: loop.call_soon_threadsafe(loop.stop)
+            )
 
     def _ready(self) -> "AsyncOpenAI":
         with self._lock:
@@ -174,9 +176,11 @@ class Wire:
 
     def _run(self, once: Callable[[Put], Coroutine[Any, Any, None]]) -> Iterator[Any]:
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        assert self._loop
-        future = asyncio.run_coroutine_threadsafe(self._retrying(once, items.put), self._loop)
-        self._running.add(future)
+        with self._lock:  # a kill meets a request before it is sent or finds it here
+            if not self._loop:
+                raise Failure("the request was ended: ask again")
+            future = asyncio.run_coroutine_threadsafe(self._retrying(once, items.put), self._loop)
+            self._running.add(future)
         future.add_done_callback(lambda _: items.put(END))
         try:
             yield from drain(items)
@@ -185,7 +189,8 @@ class Wire:
             raise Failure("the request was ended: ask again") from None
         finally:
             future.cancel()
-            self._running.discard(future)
+            with self._lock:
+                self._running.discard(future)
 
     async def _retrying(self, once: Callable[[Put], Awaitable[None]], put: Put) -> None:
         begun = False
@@ -259,6 +264,13 @@ class Wire:
 
 
 REMEDY = "check that --base-url is of an OpenAI-compatible server (it ends with /v1)"
+
+
+async def _end(client: "AsyncOpenAI") -> None:
+    await client.close()
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 def _words_of(error: Any) -> str:
