@@ -38,6 +38,7 @@ class Options:
     """How a question is answered; each conversation may have its own."""
 
     strategy: Strategy = "zero-shot"
+    """What the model is asked to do: answer, follow examples, reason first, use tools in turns, write a program."""
     k: int = 4
     """Passages that the model reads."""
     shots: int = 3
@@ -78,11 +79,12 @@ class GeneratorSettings:
     """Which model runs where."""
 
     engine: Engine = "llama.cpp"
+    """llama.cpp and transformers run here, server is asked over HTTP, langchain is any chat model of LangChain's."""
     model: str | None = None
     """llama.cpp: a GGUF file, by default $RAG_MODEL or the bundled one. transformers: a folder, Hub id or GGUF file.
     server: the name that it serves the model by. langchain: module:name of a chat model or of what makes one."""
     n_ctx: int = 4096
-    """Context window in tokens; the model's own where that is smaller."""
+    """Context window in tokens; the model's own where that is smaller, a server's own where it tells it."""
     precision: Precision = "auto"
     """transformers: 16-bit, or NF4 by bitsandbytes; auto takes what the files hold."""
     device: str = "auto"
@@ -111,8 +113,11 @@ class Settings:
     """Everything that can be set."""
 
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    """Which model runs where."""
     decoding: Decoding = field(default_factory=Decoding)
+    """How the next token is chosen."""
     answer: Options = field(default_factory=Options)
+    """How a question is answered."""
 
 
 TABLES: dict[str, type[Any]] = {"generator": GeneratorSettings, "decoding": Decoding, "answer": Options}
@@ -181,7 +186,7 @@ def _as(hint: Any, name: str, value: Any) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingInvalid(f"the settings '{file}' cannot be read ({error.strerror}): check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

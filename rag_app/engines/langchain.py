@@ -132,9 +132,10 @@ class LangChainChat(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         if kwargs:
             raise SettingInvalid(f"the engine 'langchain' has no {', '.join(sorted(kwargs))}: leave it out")
-        reply = _Reply(self.chat, [(m.role, m.content) for m in neutral_turns(messages)])
-        self._running.add(reply)
+        reply = _Reply()
+        self._running.add(reply)  # before it begins: a kill meets it there
         try:
+            reply.begin(self.chat, [(m.role, m.content) for m in neutral_turns(messages)])
             stops = Stops([*self.decoding.stop, *(stop or [])])
             yield from _chunks(reply.items(), stops, max_tokens or self.decoding.max_tokens)
         except RagError:
@@ -161,9 +162,12 @@ class LangChainChat(BaseChatModel):
 class _Reply:
     """A reply made in a thread of its own, so that it can be given up while the model is silent."""
 
-    def __init__(self, chat: BaseChatModel, messages: list[tuple[str, str]]) -> None:
+    def __init__(self) -> None:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ended = threading.Event()
+
+    def begin(self, chat: BaseChatModel, messages: list[tuple[str, str]]) -> None:
+        """Asks the model."""
         # A daemon: a model that never answers must not keep the program from ending.
         threading.Thread(target=self._make, args=(chat, messages), daemon=True).start()
 
