@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from index import Hit, Index, metrics
 from index.beir import write_corpus
@@ -27,8 +27,10 @@ SEARCHED = 20
 """Passages searched for the scores of retrieval, however many the model reads: a document may have several."""
 DEPTH = 10
 """Documents of them that are judged."""
+RETRIEVAL = ("recall@1", "recall@5", "ndcg@10")
 WORST = 10
 
+Outcome = TypeVar("Outcome")
 Groups = dict[str, dict[str, Ratio]]
 
 
@@ -149,8 +151,9 @@ def index_corpus(corpus: Path, encoder: Any, progress: Progress | None = None) -
     Raises:
         RagError: the corpus cannot be read; the message names the line.
     """
-    name = hashlib.sha256(b"documents:" + os.fsencode(corpus.absolute())).hexdigest()[:12]
-    folder = (home() / "eval" / name).absolute()
+    path = os.path.abspath(corpus)  # noqa: PTH100  (of a link, its own)
+    name = hashlib.sha256(b"documents:" + os.fsencode(path)).hexdigest()[:12]
+    folder = Path(os.path.abspath(home() / "eval" / name))  # noqa: PTH100  (as the index names it)
     folder.mkdir(parents=True, exist_ok=True)
     documents = folder / "corpus.jsonl"
     write_corpus(read_documents(corpus), documents)
@@ -162,18 +165,27 @@ def index_corpus(corpus: Path, encoder: Any, progress: Progress | None = None) -
 
 def _result(bot: Asked, question: Question, prefix: str) -> Result:
     began = time.perf_counter()
-    answer, error = Answer(question.question), ""
-    try:
-        answer = bot.ask(question.question)
-    except RagError as failure:
-        error = str(failure)
-    except Exception as failure:  # whatever it is, the other questions can be answered
-        error = f"{type(failure).__name__}: {failure}"
+    answer, error = _tried(lambda: bot.ask(question.question))
     seconds = time.perf_counter() - began
+    found = None
+    if question.evidence:
+        found, missed = _tried(lambda: _retrieval(bot.index(), question, prefix))
+        found, error = found or dict.fromkeys(RETRIEVAL, 0.0), error or missed
+    if answer is None or error:
+        answer = Answer(question.question)
     em, overlap = _right(question, answer, bool(error))
-    found = _retrieval(bot.index(), question, prefix) if question.evidence else None
     cited = None if error else _cited(question, answer)
-    return Result(question, answer, seconds, " ".join(error.split()), em, overlap, found, cited)
+    return Result(question, answer, seconds, error, em, overlap, found, cited)
+
+
+def _tried(work: Callable[[], Outcome]) -> tuple[Outcome | None, str]:
+    """What came out, or why nothing did: whatever fails, the other questions can be answered."""
+    try:
+        return work(), ""
+    except RagError as failure:
+        return None, " ".join(str(failure).split())
+    except Exception as failure:
+        return None, " ".join(f"{type(failure).__name__}: {failure}".split())
 
 
 def _right(question: Question, answer: Answer, failed: bool) -> tuple[float, float] | tuple[None, None]:
@@ -191,11 +203,8 @@ def _retrieval(index: Index, question: Question, prefix: str) -> dict[str, float
     found = dict.fromkeys(_place(question.evidence, hit, prefix) for hit in index.search(question.question, SEARCHED))
     run = {"": {place: -float(rank) for rank, place in enumerate(list(found)[:DEPTH])}}
     wanted = {"": {f"evidence {n}": 1 for n in range(len(question.evidence))}}
-    return {
-        "recall@1": metrics.recall(wanted, run, 1),
-        "recall@5": metrics.recall(wanted, run, 5),
-        "ndcg@10": metrics.ndcg(wanted, run, DEPTH),
-    }
+    scores = metrics.recall(wanted, run, 1), metrics.recall(wanted, run, 5), metrics.ndcg(wanted, run, DEPTH)
+    return dict(zip(RETRIEVAL, scores, strict=True))
 
 
 def _place(evidence: Sequence[Evidence], hit: Hit, prefix: str) -> str:
@@ -222,7 +231,8 @@ def _cited(question: Question, answer: Answer) -> list[bool] | None:
     """For each citation; None where a passage that holds the answer cannot be told, as for yes and no."""
     if not question.answers or {normalised(gold) for gold in question.answers} <= {"yes", "no"}:
         return None
-    return [holds(answer.hits[citation.n - 1].text, question.answers) for citation in answer.citations]
+    passages = {hit.rank: hit.text for hit in answer.hits}
+    return [holds(passages.get(one.n, one.quote), question.answers) for one in answer.citations]
 
 
 def grouped(results: Sequence[Result]) -> Groups:
@@ -238,7 +248,7 @@ def grouped(results: Sequence[Result]) -> Groups:
             "em_answerable": _mean(em for em, _, answerable in labelled if answerable),
             "f1_answerable": _mean(f1 for _, f1, answerable in labelled if answerable),
         },
-        "retrieval": {name: _mean(one[name] for one in found) for name in ("recall@1", "recall@5", "ndcg@10")},
+        "retrieval": {name: _mean(one[name] for one in found) for name in RETRIEVAL},
         "refusal": refusal([one.answer.refused for one in told], [not one.question.answerable for one in told]),
         "citations": {
             "precision": ([float(sum(good)) for good, _ in cited], [float(len(good)) for good, _ in cited]),

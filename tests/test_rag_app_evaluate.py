@@ -130,6 +130,13 @@ def test_a_question_that_fails_is_wrong_and_listed(indexed: tuple[Index, str]) -
     assert report["worst"][0]["error"]
 
 
+def test_a_search_that_fails_is_told_like_an_answer_that_does(indexed: tuple[Index, str]) -> None:
+    indexed[0].close()
+    report = evaluate(Script(indexed[0], {LUNCH.question: said("14 euros")}), [LUNCH]).report()
+    assert report["errors"] == [{"id": "l", "error": "the index is closed: open it again"}]
+    assert (report["answers"]["em"], report["retrieval"]["recall@5"]) == (0, 0)
+
+
 def test_interrupted_is_told_with_what_was_done(indexed: tuple[Index, str]) -> None:
     lines: list[str] = []
     bot = Script(indexed[0], {LUNCH.question: said("14 euros"), OIL.question: KeyboardInterrupt()})
