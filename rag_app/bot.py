@@ -14,6 +14,7 @@ from index.encoder import Encoder, SentenceEncoder
 from rag_app.answer import Answer, Done, Event, Found, Query
 from rag_app.chats import Turn
 from rag_app.confidence import calibration, confidence
+from rag_app.errors import SettingInvalid
 from rag_app.followup import needs_context, standalone
 from rag_app.generator import Generator
 from rag_app.prompt import PROMPT_VERSION, Turns, standalone_prompt
@@ -170,7 +171,11 @@ class Bot:
         from rag_app.tools import as_tool, load_tool
 
         made = [*map(as_tool, self.tools), *map(load_tool, options.tools)]
-        return {tool.name: tool for tool in made}
+        named = {tool.name: tool for tool in made}
+        if len(named) < len(made):
+            twice = next(tool.name for tool in made if sum(other.name == tool.name for other in made) > 1)
+            raise SettingInvalid(f"there are two tools '{twice}': rename or leave out one of them")
+        return named
 
 
 def turns(history: Sequence[Turn]) -> Turns:

@@ -5,12 +5,12 @@ The page asks, follows, stops; the desk runs the bot in a thread per answer and 
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
-from index import Hit, RagError
-from rag_app.answer import Answer, Done, Event, Found, Query, Step, StepTaken, Thinking, Token, Waiting
+from index import RagError
+from rag_app.answer import Answer, Event, Found, Query, StepTaken, Thinking, Token, Waiting
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
+from rag_app.reply import Reply
 from rag_app.settings import Options
 
 PATIENCE = 8.0
@@ -23,17 +23,13 @@ class Run:
     def __init__(self, bot: Bot, question: str, history: Sequence[Turn] = (), options: Options | None = None) -> None:
         self.stage = "Getting ready …"
         self.text = ""
-        self.hits: list[Hit] = []
-        self.answer: Answer | None = None
-        self.error = ""
-        """A line for a person, when the answer failed."""
+        self.reply = Reply(Answer(question, strategy=(options or Options()).strategy))
         self.stopped = False
         """Whether somebody stopped it."""
         self.unkept = ""
         """A line for a person, when the answer could not be written to the chats."""
         self._bot, self._question = bot, question
         self._history, self._options = history, options
-        self._steps: list[Step] = []
         self._changed = threading.Condition()
         self._over = False
 
@@ -67,35 +63,32 @@ class Run:
         try:
             for event in events:
                 self._take(event)
-                if self.stopped:
+                if self.stopped and not self.reply.done:
                     break
         except RagError as error:
-            self.error = "" if self.stopped else str(error)
+            self.reply.error = "" if self.stopped else str(error)
         except Exception as error:  # the page must say that something went wrong, whatever it was
-            self.error = f"the answer failed ({type(error).__name__}: {error})"
+            self.reply.error = f"the answer failed ({type(error).__name__}: {error})"
         finally:
             events.close()
-        so_far = self.answer or Answer(self._question, self.text, hits=self.hits, steps=self._steps)
-        return Turn("assistant", so_far.answer, {**asdict(so_far), "error": self.error, "stopped": self.stopped})
+        self.stopped = self.stopped and not self.reply.done
+        return self.reply.turn()
 
     def _take(self, event: Event) -> None:
+        self.reply.take(event)
         match event:
             case Query(text=text, rewritten=True):
                 self._show(f"Searching for: {text}")
             case Found():
-                self.hits = event.hits
                 self._show("Reading the passages …")
             case Waiting():
                 self._show(f"Waiting: {event.place} before you …")
             case Thinking():
                 self._show("Thinking …")
             case StepTaken(step=step):
-                self._steps.append(step)
                 self._show(f"Step {step.number}: {step.action or 'thought'} …")
             case Token():
                 self._show("", event.text)
-            case Done():
-                self.answer, self.stopped = event.answer, False
 
     def finish(self) -> None:
         """Ends every `follow`."""

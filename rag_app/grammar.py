@@ -14,6 +14,8 @@ INPUT = 400
 """Most characters of an answer, and of the input of other tools."""
 LINES = 30
 """Most lines of a program."""
+STATEMENTS = 15
+"""Most lines before the one that gives a program's answer."""
 LINE = 120
 """Most characters of a line of a program."""
 
@@ -45,5 +47,7 @@ def react_grammar(tools: Sequence[str], bare: Collection[str] = ()) -> str:
 
 
 def pal_grammar() -> str:
-    """A fenced program and nothing else."""
-    return f"root ::= program\n{PROGRAM}"
+    """A fenced program that ends by giving `answer` its value: small models have to be held to that."""
+    return rf"""root ::= "```python\n" line{{0,{STATEMENTS}}} "answer = " [^ \t\r\n`#] [^\r\n]{{0,{LINE}}} "\n```"
+line ::= [ ]{{0,16}} [^ \t\r\n`#] [^\r\n]{{0,{LINE}}} "\n"
+"""

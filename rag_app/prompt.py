@@ -165,7 +165,8 @@ def react_prompt(
 
 def react_step(thought: str, tool: str, text: str) -> str:
     """A step in the one form that the model is shown."""
-    return f"Thought: {_one_line(thought)}\nAction: {tool}\nInput: {text}"
+    given = f"\n```python\n{text.strip()}\n```" if tool == "python" else f" {text}"
+    return f"Thought: {_one_line(thought)}\nAction: {tool}\nInput:{given}"
 
 
 def standalone_prompt(question: str, history: Turns) -> list[Message]:

@@ -123,7 +123,7 @@ def test_an_answer_is_kept_with_all_that_belongs_to_it() -> None:
     desk, bot = desk_of(Found([HIT]), Reading(), Token("Alpha."), Token(" [1]"), Done(ANSWER))
     run = desk.ask("a", "Q?")
     assert last(run) == ("", "Alpha. [1]")
-    assert run.answer is ANSWER
+    assert run.reply.so_far is ANSWER
     question, answer = desk.chats.turns("a")
     assert question == Turn("user", "Q?")
     assert (answer.role, answer.content) == ("assistant", "Alpha. [1]")
@@ -154,7 +154,7 @@ def test_stop_keeps_what_is_written_and_closes_the_bot() -> None:
     assert (answer.details["stopped"], answer.details["error"]) == (True, "")
     assert [hit["source"] for hit in answer.details["hits"]] == ["/docs/a.md"]
     assert bot.closed == 1
-    assert run.answer is None
+    assert not run.reply.done
 
 
 def test_stop_while_the_passages_are_read() -> None:
@@ -206,7 +206,7 @@ def test_an_error_is_kept_beside_what_was_written(error: Exception, line: str) -
     desk, bot = desk_of(Found([HIT]), Token("Alpha"), error)
     run = desk.ask("a", "Q?")
     assert last(run) == ("", "Alpha")
-    assert run.error == line
+    assert run.reply.error == line
     (_, answer) = desk.chats.turns("a")
     assert (answer.content, answer.details["error"], answer.details["stopped"]) == ("Alpha", line, False)
     bot.script = (Found([HIT]), Token("Alpha. [1]"), Done(ANSWER))
