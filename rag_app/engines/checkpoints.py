@@ -1,0 +1,292 @@
+"""Loads a model for Transformers: a folder, a Hub id or a GGUF file, in 16 bits or NF4. Knows nothing of replies."""
+
+import errno
+import gc
+import hashlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from index.errors import RagError
+from index.paths import home
+from index.precision import cores, guessed, patient_threads
+from rag_app.engines.outside import one_line
+from rag_app.errors import ModelInvalid, ModelNotFound, SettingInvalid
+from rag_app.models import locate
+
+if TYPE_CHECKING:
+    import torch
+
+REMEDY = "give another with --model, or leave it out for the bundled one"
+EXTRAS = {
+    "gptq": ("gptqmodel", "pip install 'rag-app[gptq]'"),
+    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
+}
+"""How a checkpoint may be quantised, the package that it needs then, and the command that brings it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is."""
+
+    name: str
+    where: str
+    """A folder or a Hub id."""
+    gguf: str | None = None
+    """The file in the folder, where it is one."""
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """As `from_pretrained` takes it."""
+        return {"pretrained_model_name_or_path": self.where, **({"gguf_file": self.gguf} if self.gguf else {})}
+
+
+def find(path: str | None) -> Source:
+    """The model to load: the argument, else `$RAG_MODEL`, else the bundled GGUF file. Loads nothing.
+
+    Raises:
+        ModelNotFound: there is no such file or folder, or the Hub may not be asked for what is not here.
+        ModelInvalid: the file is no GGUF, the folder no model's.
+    """
+    wanted = path or os.environ.get("RAG_MODEL") or ""
+    place = Path(wanted).expanduser()
+    if wanted and place.is_dir():
+        if not (place / "config.json").is_file():
+            raise ModelInvalid(
+                f"the folder '{place}' holds no config.json, so it is no model of Transformers: {REMEDY}"
+            )
+        return Source(place.resolve().name, str(place.resolve()))
+    if wanted and not place.exists() and not wanted.startswith((".", "/", "~")) and wanted.count("/") == 1:
+        return _on_the_hub(wanted)
+    file = locate(wanted or None)
+    return Source(file.name, str(file.resolve().parent), file.name)
+
+
+def load(source: Source, precision: str, device: str) -> tuple[Any, Any]:
+    """The model, ready for use, and its tokenizer.
+
+    Args:
+        source: from `find`.
+        precision: 'auto', '16-bit' or 'nf4'.
+        device: 'auto', or as PyTorch names it.
+
+    Raises:
+        ModelNotFound: the Hub has no such model, or cannot be reached.
+        ModelInvalid: the files are damaged, incomplete or of an unknown kind; or there is too little memory.
+        SettingInvalid: there is no such device, or the files have another precision.
+    """
+    patient_threads()
+    with _explained(source), _quiet():
+        import torch
+        import transformers
+
+        torch.set_num_threads(cores())
+        place = chosen_device(device)
+        source = _converted(source) if source.gguf else source
+        config = transformers.AutoConfig.from_pretrained(**source.files)
+        nf4 = _quantise(source, getattr(config, "quantization_config", None), precision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source.files)
+        return _weights(source, {"config": config, **_settings(place, nf4, device == "auto")}), tokenizer
+
+
+def chosen_device(wanted: str) -> "torch.device":
+    """The device that a name stands for.
+
+    Raises:
+        SettingInvalid: there is none.
+    """
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend has its own way to say so
+        raise SettingInvalid(
+            f"the device '{wanted}' cannot be used ({one_line(error, 100)}): give cpu, or leave it out"
+        ) from error
+    return device
+
+
+def dtype(device: "torch.device") -> "torch.dtype":
+    """What 16 bits mean: bf16 where the hardware has it, else fp16 on a GPU, and fp32 on a CPU, where both are slow."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if guessed() == "bf16" else torch.float32
+    return torch.bfloat16
+
+
+def _converted(source: Source) -> Source:
+    """A GGUF file as a folder of 16-bit weights below the home folder, made once.
+
+    Transformers takes 17 s of processor time to read the bundled file, and 2 s to read the folder (257 MB).
+    """
+    assert source.gguf
+    file = Path(source.where) / source.gguf
+    found = file.stat()
+    mark = hashlib.sha256(f"{file} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = home() / "models" / f"{file.stem}-{mark}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _convert(source, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ModelInvalid(
+            f"the model '{source.name}' cannot be converted into '{folder}' ({error.strerror}): make room there, or "
+            "set $RAG_HOME to another folder"
+        ) from error
+    return Source(source.name, str(folder.resolve()))
+
+
+def _convert(source: Source, folder: Path) -> None:
+    import torch
+    import transformers
+
+    part = folder.parent / f"{folder.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    config = transformers.AutoConfig.from_pretrained(**source.files)
+    model = _weights(source, {"config": config, "dtype": torch.bfloat16})
+    model.hf_quantizer = None  # as it says of itself that it is quantised, it would not be saved
+    del model.config.quantization_config
+    model.save_pretrained(part)
+    transformers.AutoTokenizer.from_pretrained(**source.files).save_pretrained(part)
+    for path in part.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    part.replace(folder)
+
+
+def _on_the_hub(name: str) -> Source:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str) and constants.HF_HUB_OFFLINE:
+        raise ModelNotFound(
+            f"the model '{name}' is no folder here, and the Hub may not be asked (HF_HUB_OFFLINE is set): fetch it "
+            f"with 'hf download {name}' where you are online, or {REMEDY}"
+        )
+    return Source(name, name)
+
+
+def _quantise(source: Source, held: Any, precision: str) -> bool:
+    """Whether the weights are to be made NF4."""
+    if held is not None:
+        kind = str(held["quant_method"] if isinstance(held, dict) else held.quant_method.value)
+        package, command = EXTRAS.get(kind, ("", ""))
+        if package and not find_spec(package):
+            raise ModelInvalid(
+                f"the model '{source.name}' is quantised by {kind}, which needs {package}: run {command}"
+            )
+        if precision == "16-bit" or (precision == "nf4" and kind != "bitsandbytes"):
+            raise SettingInvalid(f"the model '{source.name}' is quantised by {kind} already: leave --precision out")
+        return False
+    if precision == "nf4" and not find_spec("bitsandbytes"):
+        raise SettingInvalid("--precision nf4 needs bitsandbytes: run pip install bitsandbytes")
+    return precision == "nf4"
+
+
+def _settings(device: "torch.device", nf4: bool, anywhere: bool) -> dict[str, Any]:
+    """What `from_pretrained` is told."""
+    import torch
+    import transformers
+
+    hf: Any = transformers
+    kind = dtype(device)
+    settings: dict[str, Any] = {"dtype": kind, "device_map": {"": device}}
+    if anywhere and torch.cuda.device_count() > 1:
+        settings["device_map"] = "auto"
+    if nf4:
+        settings["quantization_config"] = hf.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind
+        )
+    if device.type == "cuda" and find_spec("flash_attn"):
+        settings["attn_implementation"] = "flash_attention_2"
+    return settings
+
+
+def _weights(source: Source, settings: dict[str, Any]) -> Any:
+    import transformers
+
+    loader: Any = transformers.AutoModelForCausalLM
+    settings = {**source.files, **settings, "output_loading_info": True}
+    try:
+        model, report = loader.from_pretrained(**settings)
+    except (ImportError, ValueError):
+        if not settings.pop("attn_implementation", None):
+            raise
+        model, report = loader.from_pretrained(**settings)
+    if report["missing_keys"] or report.get("mismatched_keys"):
+        lacking = sorted(map(str, [*report["missing_keys"], *report.get("mismatched_keys", ())]))
+        raise ModelInvalid(
+            f"the model '{source.name}' lacks {len(lacking)} of its weights, {lacking[0]} for one: fetch it again, or "
+            + REMEDY
+        )
+    return model.eval()
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Whatever the libraries raise, as one line."""
+    try:
+        yield
+    except RagError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {one_line(error)}"
+        if "memory" in text.lower() or isinstance(error, MemoryError):
+            raise ModelInvalid(
+                f"there is too little memory for the model '{source.name}' ({text}): give a smaller one, or "
+                "--precision nf4"
+            ) from error
+        if isinstance(error, OSError) and not source.gguf and not Path(source.where).is_dir():
+            raise ModelNotFound(
+                f"the model '{source.name}' cannot be had from the Hub ({text}): check its name and the connection, or "
+                + REMEDY
+            ) from error
+        raise ModelInvalid(
+            f"the model '{source.name}' cannot be loaded ({text}): it is damaged, incomplete or of an unknown kind. "
+            f"Fetch it again, or {REMEDY}"
+        ) from error
+
+
+_QUIET = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and advice on stderr."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    gguf: Any = modeling_gguf_pytorch_utils
+    log: Any = logging
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    with _QUIET:
+        bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items  # it has one that no setting reaches
+        try:
+            yield
+        finally:
+            gguf.tqdm = bar
+
+
+def tidy() -> None:
+    """Gives the GPU's memory back that no model uses any more."""
+    if torch := sys.modules.get("torch"):
+        gc.collect()
+        torch.cuda.empty_cache()
