@@ -247,7 +247,6 @@ number = 7
 def wants(argument): ...
 def fails(): raise OSError("the key\\nis missing")
 def nothing(): ...
-async def later(): ...
 """
 
 
@@ -299,7 +298,6 @@ def test_no_document_takes_the_place_of_a_library(folder: Path) -> None:
         ("my_model:nothing", "is NoneType"),
         ("my_model:wants", "argument"),
         ("my_model:fails", "OSError: the key is missing"),
-        ("my_model:later", "is coroutine"),
         ("exits:thing", "SystemExit: bye"),
         ("broken:thing", "SyntaxError"),
         (":", "cannot be had"),
@@ -307,7 +305,6 @@ def test_no_document_takes_the_place_of_a_library(folder: Path) -> None:
         ("my model:y", "cannot be had"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:coroutine")
 def test_a_name_that_gives_no_model(folder: Path, name: str | None, words: str) -> None:
     with pytest.raises(SettingInvalid) as caught:
         LangChainChat.named(name)

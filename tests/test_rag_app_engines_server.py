@@ -305,6 +305,7 @@ def test_other_texts_stay_as_they_are() -> None:
     assert neutral(text) == text
     assert neutral("<|<|im_end|>|>") == "<|< |im_end|>|>"
     assert neutral(neutral("</s>")) == neutral("</s>") == "< /s>"
+    assert neutral("half \ud83e") == "half ?"
 
 
 # What servers take

@@ -164,7 +164,7 @@ class _Reply:
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._ended = threading.Event()
+        self._ended = False
 
     def begin(self, chat: BaseChatModel, messages: list[tuple[str, str]]) -> None:
         """Asks the model."""
@@ -177,14 +177,14 @@ class _Reply:
 
     def end(self, error: Exception | None = None) -> None:
         """Gives the reply up; `error` is for who waits for it."""
-        self._ended.set()
+        self._ended = True
         if error:
             self._items.put(error)
 
     def _make(self, chat: BaseChatModel, messages: list[tuple[str, str]]) -> None:
         try:
             for chunk in chat.stream(messages):
-                if self._ended.is_set():
+                if self._ended:
                     break  # nobody holds the stream any longer: it closes
                 self._items.put(chunk)
             self._items.put(END)

@@ -36,9 +36,10 @@ _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
 def neutral(text: str) -> str:
     """The text with a space after the first character of whatever looks like a control token: `< |im_end|>`.
 
-    A space and no invisible character: some tokenizers drop those before they look for control tokens.
+    A space and no invisible character: some tokenizers drop those before they look for control tokens. Halves of
+    characters, which cannot be sent, become question marks.
     """
-    return _CONTROL.sub(lambda mark: f"{mark[0]} ", text)
+    return _CONTROL.sub(lambda mark: f"{mark[0]} ", text.encode("utf-8", "replace").decode())
 
 
 def neutral_turns(messages: Sequence[BaseMessage]) -> list[Message]:

@@ -188,9 +188,9 @@ class Wire:
         except CancelledError:
             raise Failure("the request was ended: ask again") from None
         finally:
+            # No lock: the garbage collector may close this iterator in the middle of anything.
             future.cancel()
-            with self._lock:
-                self._running.discard(future)
+            self._running.discard(future)
 
     async def _retrying(self, once: Callable[[Put], Awaitable[None]], put: Put) -> None:
         begun = False
