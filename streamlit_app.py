@@ -35,7 +35,7 @@ def main() -> None:
         st.button("Look again")
         return
     chat = st.query_params.get("chat", "") or uuid.uuid4().hex[:12]
-    options = draw_sidebar(desk)
+    options = draw_sidebar(desk, chat)
     st.title("Chat with your documents")
     problem = desk.problem()
     if problem:
@@ -45,6 +45,8 @@ def main() -> None:
     turns = kept_turns(desk, chat)
     for number, turn in enumerate(turns):
         draw_turn(turn, f"{chat}-{number}")
+        if turn.role == "assistant" and not turn.details.get("error"):
+            draw_rating(desk, chat, turn)
     if not turns and not problem:
         st.caption("Ask a question. The answer names the passages that it comes from; open one to see it in its place.")
     question = st.chat_input("Ask about your documents", disabled=bool(problem or run))
@@ -60,6 +62,7 @@ def main() -> None:
 def begin(desk: Desk, chat: str, question: str, options: Options) -> None:
     """Starts an answer and draws the page anew: the question in it, the input closed, the address that of the chat."""
     try:
+        desk.chats.set_settings(chat, {**desk.chats.settings(chat), "strategy": options.strategy})
         desk.ask(chat, question, options)
     except RagError as error:
         draw_error(str(error))
@@ -82,14 +85,17 @@ def draw_error(line: str) -> None:
     st.error(as_markdown(line))
 
 
-def draw_sidebar(desk: Desk) -> Options:
+def draw_sidebar(desk: Desk, chat: str) -> Options:
     """A way to start afresh, how to answer, and what is indexed."""
     with st.sidebar:
         if st.button("New chat", icon=":material/add:", width="stretch"):
             st.query_params.clear()
             st.rerun()
         names = get_args(Strategy)
-        strategy = st.selectbox("Strategy", names, names.index(desk.bot.options.strategy), key="strategy")
+        chosen = kept_strategy(desk, chat)
+        strategy = st.selectbox(
+            "Strategy", names, names.index(chosen), key=f"strategy-{st.query_params.get('chat', 'new')}"
+        )
         if not desk.problem():
             status = desk.bot.index().status()
             st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
@@ -97,6 +103,29 @@ def draw_sidebar(desk: Desk) -> Options:
                 st.caption(f":material/folder: {as_markdown(shown(root))}")
             st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
     return replace(desk.bot.options, strategy=strategy)
+
+
+def kept_strategy(desk: Desk, chat: str) -> str:
+    """How this conversation is answered."""
+    try:
+        kept = desk.chats.settings(chat).get("strategy")
+    except RagError:  # the conversation itself will say it
+        kept = None
+    return kept if kept in get_args(Strategy) else desk.bot.options.strategy
+
+
+def draw_rating(desk: Desk, chat: str, turn: Turn) -> None:
+    """Thumbs up or down; kept at once."""
+    key = f"rating-{chat}-{turn.id}"
+
+    def keep() -> None:
+        thumb = st.session_state[key]
+        try:
+            desk.chats.rate(chat, turn.id, 0 if thumb is None else 2 * thumb - 1)
+        except RagError as error:
+            st.toast(as_markdown(str(error)))
+
+    st.feedback("thumbs", key=key, default={1: 1, -1: 0}.get(turn.rating), on_change=keep)
 
 
 def draw_turn(turn: Turn, key: str) -> None:

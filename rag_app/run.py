@@ -13,6 +13,7 @@ from rag_app.errors import PromptTooLong
 from rag_app.generator import Generator
 from rag_app.prompt import ECHO, NOT_FOUND, Message, Turns
 from rag_app.quotes import QuoteCheck
+from rag_app.reasoning import Reasoning
 from rag_app.repeats import Repeats
 from rag_app.settings import Options
 
@@ -126,6 +127,7 @@ class Run:
         if "grammar" not in self.generator.abilities:
             wanted.pop("grammar", None)
         self.clock.lap()
+        reasoning = Reasoning()
         chunks = self.generator.stream([(message.role, message.content) for message in messages], **wanted)
         for chunk in chunks:
             if usage := chunk.usage_metadata:
@@ -135,11 +137,17 @@ class Run:
             answer.finish_reason = chunk.response_metadata.get("finish_reason") or answer.finish_reason
             if chunk.text:
                 answer.timings.setdefault("first_token_ms", self.clock.lap())
-                yield str(chunk.text)
+                thought, text = reasoning.feed(str(chunk.text))
+                if thought:
+                    yield Thinking(thought)
+                if text:
+                    yield text
             elif place := chunk.response_metadata.get("place"):
                 yield Waiting(place)
             elif not chunk.response_metadata.get("finish_reason"):
                 yield Reading()
+        if rest := reasoning.finish():
+            yield rest
         answer.timings.setdefault("first_token_ms", self.clock.lap())
 
     def fit(self, prompt: Any, passages: Sequence[Hit]) -> list[Message]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from index import Index, build
+from rag_app.chats import Chats
 from tests.conftest import ROOT, copy_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -239,3 +240,20 @@ def test_bad_questions_get_a_message(page: Any, served: Served) -> None:
     ask(page, "word " * 20_000)
     page.get_by_text("tokens long").wait_for()
     assert page.get_by_test_id("stChatInputTextArea").is_enabled()
+
+
+def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page: Any) -> None:
+    page.goto(served.url)
+    page.get_by_label("Strategy").click()
+    page.get_by_role("option", name="few-shot").click()
+    ask(page, "How much is the lunch allowance a day?")
+    page.get_by_label("Thumbs up").click()
+    page.get_by_role("radio", name="Thumbs up", checked=True).wait_for()
+    chat = re.search(r"chat=(\w+)", page.url)[1]  # type: ignore[index]
+    chats = Chats(served.home / "chats.sqlite3")
+    page.reload()
+    page.get_by_role("radio", name="Thumbs up", checked=True).wait_for()
+    assert chats.settings(chat) == {"strategy": "few-shot"}
+    [_, answered] = chats.turns(chat)
+    assert (answered.rating, answered.details["strategy"]) == (1, "few-shot")
+    assert page.get_by_text("few-shot").first.is_visible()
