@@ -8,7 +8,7 @@ class Reasoning:
 
     def __init__(self) -> None:
         self._held = ""
-        self._stage = "before"  # then perhaps "inside", then "after"
+        self._stage = "before"  # then perhaps "inside" and "closed", then "after"
 
     def feed(self, text: str) -> tuple[str, str]:
         """Takes the next piece; gives what of it is reasoning and what is reply. Half a tag is held back."""
@@ -23,10 +23,13 @@ class Reasoning:
         if self._stage == "inside":
             thought, tag, rest = self._held.partition(CLOSE)
             if tag:
-                self._stage, self._held = "after", rest.lstrip()
+                self._stage, self._held = "closed", rest
             else:
                 keep = next(n for n in range(len(CLOSE) - 1, -1, -1) if thought.endswith(CLOSE[:n]))
                 thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
+        if self._stage == "closed":  # the blank lines behind the tag belong to nothing
+            self._held = self._held.lstrip()
+            self._stage = "after" if self._held else "closed"
         reply, self._held = (self._held, "") if self._stage == "after" else ("", self._held)
         return thought, reply
 
