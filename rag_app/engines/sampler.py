@@ -64,7 +64,7 @@ class Sampler:
             self._mask.apply(logits)
         if self._penalties:
             self._penalties.apply(logits)
-        token = self._draw(logits) if self._draw else int(logits.argmax())
+        token = self._choose(logits)
         if self._grammar and not self._grammar.allows([token])[0]:
             token = self._among_allowed(logits, self._grammar)
         return token if logits[token] > -np.inf else None
@@ -74,6 +74,12 @@ class Sampler:
         for part in (self._mask, self._penalties, self._grammar):
             if part:
                 part.accept(token)
+
+    def _choose(self, logits: Any) -> int:
+        likeliest = int(logits.argmax())
+        if self._draw and logits[likeliest] > -np.inf:
+            return self._draw(logits)
+        return likeliest
 
     def _among_allowed(self, logits: Any, grammar: "Grammar") -> int:
         # As llama.cpp does it: a grammar is slow beside a small model, so it is put to all tokens only where the
@@ -85,9 +91,7 @@ class Sampler:
             if len(allowed):
                 return int(allowed[0])
         logits[~grammar.allows(np.arange(len(logits)))] = -np.inf
-        if not self._draw or logits.max() == -np.inf:
-            return int(logits.argmax())
-        return self._draw(logits)
+        return self._choose(logits)
 
 
 def _penalties(settings: dict[str, Any], prompt: Sequence[int]) -> "_Penalties | None":
