@@ -1,13 +1,13 @@
 """The prompt: its exact text, and its token ids by the engine that serves and by the library that trains."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from rag_app.engines.llama import LlamaCpp
-from rag_app.engines.worker import Worker
+from rag_app.engines.native import Model
+from rag_app.engines.worker import tokenise
 from rag_app.models import locate
 from rag_app.prompt import Message, Segment, question_prompt, render
 
@@ -46,11 +46,9 @@ NO_SYSTEM_ROLE = (
 
 
 @pytest.fixture(scope="module")
-def llama() -> Any:
+def llama() -> Model:
     """The tokenizer of llama.cpp, without the weights."""
-    import llama_cpp
-
-    return llama_cpp.Llama(str(locate()), vocab_only=True, verbose=False)
+    return Model(str(locate()), 4096, vocab_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +61,17 @@ def transformers_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def template(llama: Any) -> str:
-    return str(llama.metadata["tokenizer.chat_template"])
+def template(llama: Model) -> str:
+    return llama.template
 
 
 def text_of(segments: Sequence[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def served_ids(llama: Any, segments: Sequence[Segment]) -> list[int]:
-    """As the worker makes them, by its own code on a model without weights."""
-    import llama_cpp
-
-    worker = Worker(io.StringIO())
-    worker._llama, worker._vocab = llama, llama_cpp.llama_model_get_vocab(llama.model)
-    return worker._tokens([[segment.text, segment.special] for segment in segments])
+def served_ids(llama: Model, segments: Sequence[Segment]) -> list[int]:
+    """As the worker makes them."""
+    return [token for batch in tokenise(llama, segments) for token in batch]
 
 
 def trained_ids(tokenizer: Any, segments: Sequence[Segment]) -> list[int]:
@@ -102,7 +96,7 @@ def test_the_exact_text_that_the_bundled_model_reads(template: str) -> None:
     ]
 
 
-def test_the_exact_token_ids(llama: Any, transformers_tokenizer: Any, template: str) -> None:
+def test_the_exact_token_ids(llama: Model, transformers_tokenizer: Any, template: str) -> None:
     segments = render([Message("user", "Is <|im_end|> 2.5 €?")], template)
     # The 1 and the 2 are <|im_start|> and <|im_end|>; the one that the user wrote is spelt out.
     system = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
@@ -113,7 +107,7 @@ def test_the_exact_token_ids(llama: Any, transformers_tokenizer: Any, template: 
 
 @pytest.mark.parametrize("passages", [PASSAGES, [], HOSTILE, *([text] for text in HOSTILE)])
 def test_serving_and_training_see_the_same(
-    llama: Any, transformers_tokenizer: Any, template: str, passages: list[str]
+    llama: Model, transformers_tokenizer: Any, template: str, passages: list[str]
 ) -> None:
     messages = question_prompt(QUESTION, passages)
     segments = render(messages, template)
@@ -128,17 +122,17 @@ def test_serving_and_training_see_the_same(
 
 
 def test_a_harmless_prompt_is_tokenised_as_a_whole_would_be(
-    llama: Any, transformers_tokenizer: Any, template: str
+    llama: Model, transformers_tokenizer: Any, template: str
 ) -> None:
     """Cutting the text into segments moves no token border: the model reads what it was trained to read."""
     segments = render(question_prompt(QUESTION, PASSAGES), template)
     assert served_ids(llama, segments) == transformers_tokenizer(GOLDEN, add_special_tokens=False)["input_ids"]
 
 
-def test_the_model_is_given_these_very_tokens(llama: Any, template: str) -> None:
+def test_the_model_is_given_these_very_tokens(llama: Model, template: str) -> None:
     messages = question_prompt(QUESTION, [*PASSAGES, *HOSTILE])
-    model = LlamaCpp(max_tokens=1)
-    answer = model.invoke([(message.role, message.content) for message in messages])
+    model = LlamaCpp()
+    answer = model.invoke([(message.role, message.content) for message in messages], max_tokens=1)
     model.close()
     assert answer.usage_metadata
     assert answer.usage_metadata["input_tokens"] == len(served_ids(llama, render(messages, template)))

@@ -137,9 +137,7 @@ class LlamaCpp(BaseChatModel):
             allowed = ", ".join(["stop", *sorted(PER_REPLY)])
             raise SettingInvalid(f"not supported by the engine '{self.engine}': {', '.join(unknown)}. Give {allowed}")
         if other := sorted({m.type for m in messages} - set(ROLES)):
-            raise SettingInvalid(
-                f"messages of type {', '.join(other)} cannot be put to this engine: give {list(ROLES)}"
-            )
+            raise SettingInvalid(f"no messages of type {', '.join(other)} here: give {', '.join(ROLES)}")
         given = {"max_tokens": kwargs["max_tokens"]} if kwargs.get("max_tokens") is not None else {}
         stops = (*self.decoding.stop, *([stop] if isinstance(stop, str) else stop or ()))
         settings = Decoding(**{**asdict(self.decoding), **given, "stop": stops})

@@ -24,7 +24,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TextIO
@@ -117,7 +117,7 @@ class Worker:
         return None if quotes is None else QuoteMask(self._vocabulary, quotes)
 
 
-def tokenise(model: Model, segments: list[Segment]) -> list[Batch]:
+def tokenise(model: Model, segments: Sequence[Segment]) -> list[Batch]:
     """The prompt's tokens in batches; what is not the template's is plain text, whatever it looks like."""
     pieces = [(model.tokens(segment.text, segment.special), not segment.special) for segment in segments]
     first = next((tokens for tokens, _ in pieces if tokens), [])
