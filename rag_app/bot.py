@@ -104,7 +104,10 @@ class Bot:
         answer = Answer(question, strategy=options.strategy, model=model, prompt_version=PROMPT_VERSION)
         answer.settings = {**options.changed(), **self.model.decoding.changed()}
         answer.timings["load_ms"] = clock.lap()
-        run = Run(answer, self.model, options, [], turns(history), clock)
+        # A question that stands alone is asked alone: with the conversation before it, the bundled model goes on with its
+        # last answer. So "What is the lunch allowance?" was answered with the okapi's tongue.
+        before = turns(history)
+        run = Run(answer, self.model, options, [], before if needs_context(question, before) else (), clock)
         answer.query = yield from self._query(run)
         yield Query(answer.query, answer.query != question)
         index = self.index()
@@ -119,7 +122,7 @@ class Bot:
     def _query(self, run: Run) -> Stream[Event, None, str]:
         """The question as it can be searched for; a follow-up is rewritten so that it stands alone."""
         how = run.options.rewrite
-        if how == "off" or not needs_context(run.question, run.history):
+        if how == "off" or not run.history:
             return run.question
         if how == "model":
             messages = standalone_prompt(run.question, run.history[-3:])

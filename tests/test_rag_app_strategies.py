@@ -306,6 +306,7 @@ def test_a_follow_up_is_searched_for_with_what_it_is_about(directory: Path) -> N
     assert [message.content for message in model.prompts[0][1:3]] == [OKAPI, f"{LIVES} [1]"]
     assert bot.ask("How long is its tongue?", history, Options(rewrite="off")).query == "How long is its tongue?"
     assert bot.ask("Where does the axolotl live?", history).query == "Where does the axolotl live?"
+    assert roles(model) == "su"  # it stands alone, and is asked alone
 
 
 def test_a_model_may_rewrite_the_follow_up(directory: Path) -> None:
@@ -328,7 +329,7 @@ def test_a_model_that_rewrites_a_follow_up_to_nothing_is_not_heeded(directory: P
 def test_the_oldest_of_a_long_conversation_is_left_out_and_that_is_said(directory: Path) -> None:
     history = turns(*[f"{text} {number}" for number in range(40) for text in ("What of okapis", "Many things, " * 5)])
     model = ScriptedModel.saying(LIVES, window=600)
-    answer = Bot(model, directory, WordEncoder()).ask(OKAPI, history)
+    answer = Bot(model, directory, WordEncoder()).ask("Where do they live?", history)
     kept = model.prompts[0][1:-1]
     assert kept[-1].content == "Many things, Many things, Many things, Many things, Many things,  39"
     assert 0 < len(kept) // 2 == 40 - answer.history_dropped
@@ -350,7 +351,7 @@ def test_questions_that_failed_and_answers_that_are_empty_are_no_history(directo
         Turn("assistant", "nobody asked"),
     ]
     model = ScriptedModel.saying(LIVES, window=4000)
-    Bot(model, directory, WordEncoder()).ask(OKAPI, history)
+    Bot(model, directory, WordEncoder()).ask("Where do they live, the okapi?", history)
     assert roles(model) == "su"
 
 

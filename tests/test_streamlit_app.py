@@ -256,4 +256,4 @@ def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page
     assert chats.settings(chat) == {"strategy": "few-shot"}
     [_, answered] = chats.turns(chat)
     assert (answered.rating, answered.details["strategy"]) == (1, "few-shot")
-    assert page.get_by_text("few-shot").first.is_visible()
+    assert page.locator("[data-testid=stSelectbox] input").input_value() == "few-shot"
