@@ -131,7 +131,7 @@ def generated(model: Any, prompt: Sequence[int], **settings: Any) -> list[int]:
     return reply[: reply.index(257)] if 257 in reply else reply
 
 
-PROMPTS = [bytes(f"prompt {n} with a few words", "ascii") for n in range(4)]
+PROMPTS = [bytes(f"prompt {n} with a few words", "ascii") for n in range(2)]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -228,12 +228,11 @@ def test_the_same_prompt_gives_the_same_numbers_whatever_came_before(plain: Any)
         tokens = forward.tokens(long, Decoding(), None, lambda: False)
         for _ in range(5):
             next(tokens)
-    for batches, reused in [(other, 300 - 44), (long, 256), (other, 256), (long[:1], 0), (long, 256)]:
+    for batches, reused in [(other, 300), (long, 300), (long[:1], 0), (long, 256), ([(9,)], 0), (other, 0)]:
         done, logits = read(forward, batches)
         fresh.forget()
         assert torch.equal(logits, read(fresh, batches)[1])
-        assert done <= sum(map(len, batches[:-1])) and (done == reused or done % 1 == 0)
-    assert read(forward, long)[0] > 0
+        assert done == reused
 
 
 # The bundled model
@@ -401,10 +400,10 @@ def test_nf4_of_a_folder_and_of_files_that_are_nf4(tiny: Path, tmp_path: Path) -
     model = TransformersChat(path=str(tiny), precision="nf4", decoding=Decoding(max_tokens=4))
     network = model._loaded().forward._model
     assert network.config.quantization_config.bnb_4bit_quant_type == "nf4"
-    reply = model.invoke("Hi").text
     folder = Path(shutil.copytree(tiny, tmp_path / "quantised"))
     (folder / "model.safetensors").unlink()
     network.save_pretrained(folder)
+    reply = model.invoke("Hi").text
     for precision in ("auto", "nf4"):
         assert (
             TransformersChat(path=str(folder), precision=precision, decoding=model.decoding).invoke("Hi").text == reply
@@ -543,3 +542,19 @@ def test_settings_make_it(tiny: Path) -> None:
 def test_devices() -> None:
     assert checkpoints.chosen_device("cpu").type == "cpu"
     assert checkpoints.dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+def test_tokens_of_sentencepiece_are_bytes() -> None:
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import BPE
+
+    from rag_app.engines.pieces import pieces, spaced
+
+    vocab = {"<unk>": 0, "<s>": 1, "<0xC3>": 2, "<0xA9>": 3, "▁The": 4, "é": 5, "▁": 6}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    fast.add_tokens(["<think>"])
+    assert pieces(fast, 9) == [b"", b"", b"\xc3", b"\xa9", b" The", "é".encode(), b" ", b"<think>", b""]
+    assert spaced(fast)
