@@ -15,7 +15,16 @@ ALLOWED = {
     "finetune": {"index", "rag_app", "finetune"},
     "streamlit_app": {"index", "rag_app"},
 }
-HEAVY = {"torch", "faiss", "transformers", "llama_cpp", "sentence_transformers", "streamlit"}
+HEAVY = {
+    "torch",
+    "faiss",
+    "transformers",
+    "llama_cpp",
+    "sentence_transformers",
+    "streamlit",
+    "openai",
+    "langchain_core",
+}
 
 
 def _imports(path: Path) -> set[str]:
@@ -54,6 +63,10 @@ def _loaded_by(code: str) -> set[str]:
             ("index", "'status', '--help'"),
             ("rag_app", "'--help'"),
             ("rag_app", "'ask', '--help'"),
+            ("rag_app", "'chat', '--help'"),
+            ("rag_app", "'chats', '--help'"),
+            ("rag_app", "'eval', '--help'"),
+            ("rag_app", "'calibrate', '--help'"),
             ("finetune", "'--help'"),
             ("finetune", "'check', '--help'"),
         ]
