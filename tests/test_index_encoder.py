@@ -430,7 +430,8 @@ def test_a_copy_of_the_model_is_the_same_encoder(model: Path, real_encoder: Any)
     copy = SentenceEncoder(str(model))
     assert copy.identity.name == "model"
     assert copy.identity.fingerprint == real_encoder.identity.fingerprint
-    assert np.array_equal(copy.encode(PASSAGES[:2]), real_encoder.encode(PASSAGES[:2]))
+    same, there = SentenceEncoder(str(model), "fp32"), SentenceEncoder(precision="fp32")  # which one is fast, varies
+    assert np.array_equal(same.encode(PASSAGES[:2]), there.encode(PASSAGES[:2]))
 
 
 @pytest.mark.parametrize(
