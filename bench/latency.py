@@ -49,8 +49,8 @@ def main() -> None:
         values = [answer.timings[key] for answer in answers]
         print(f"{key}: median {statistics.median(values):.0f}, max {max(values):.0f} ({len(values)} answers)")
     prompts = [answer.usage["prompt_tokens"] for answer in answers]
-    print(f"prompt tokens: median {statistics.median(prompts):.0f}; passages: {bot.k}")
-    bot.model.close()  # type: ignore[attr-defined]
+    print(f"prompt tokens: median {statistics.median(prompts):.0f}; passages: {bot.options.k}")
+    bot.model.close()
     starts = [usable_page() for _ in range(5)]
     print(f"make chat to a usable page: {statistics.median(starts):.1f} s (max {max(starts):.1f}, 5 starts)")
 
