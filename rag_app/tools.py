@@ -9,10 +9,11 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from index import Hit
 
 STANDARD = ("search", "lookup", "calculator", "python", "finish")
+NUMBERED = ("search", "lookup", "finish")
+"""Those whose results may have a passage's number at the head of a line; they write it themselves."""
+BEAT = 0.2
+"""Seconds between two signs of life."""
 SECONDS = 30.0
 """After which a user's tool is waited for no longer."""
 LONGEST = 4000
@@ -40,6 +45,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 SUM = re.compile(r"(?:\d|[-+*/%().,\s]|\b(?:sqrt|min|max|round|abs|floor|ceil|log|exp|pi|e)\b|(?<=[\d.])e[-+]?\d)+")
 SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", "$": "", "€": "", "£": "", "=": ""}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+LABEL = re.compile(r"^([ \t]*)(question|thought|action|input|observation)(?=[ \t]*:)", re.I | re.M)
+HALF = re.compile("[\ud800-\udfff]")
 LONGEST_SUM = 1000
 """Characters."""
 
@@ -229,7 +236,18 @@ def _named_well(given: "BaseTool") -> "BaseTool":
 
 
 def use(tools: "Mapping[str, BaseTool]", name: str, text: str, seconds: float = SECONDS) -> Observation:
+    """Uses one tool on what the model wrote; arguments and outcome as those of `use_slowly`."""
+    *_, last = use_slowly(tools, name, text, seconds)
+    assert last is not None
+    return last
+
+
+def use_slowly(
+    tools: "Mapping[str, BaseTool]", name: str, text: str, seconds: float = SECONDS
+) -> Iterator[Observation | None]:
     """Uses one tool on what the model wrote; whatever goes wrong becomes an observation.
+
+    Yields None every BEAT seconds while a user's tool works, and the observation last. Who loses patience closes it.
 
     Args:
         tools: by name.
@@ -239,16 +257,62 @@ def use(tools: "Mapping[str, BaseTool]", name: str, text: str, seconds: float = 
     """
     tool = tools.get(name)
     if tool is None:
-        return Observation(f"there is no tool '{name}': use one of {', '.join(tools)}", error=True)
-    try:
-        given = _given(tool, text)
-        if name in STANDARD:  # they keep their own limits, and an index is used from the thread that opened it
-            return Observation(_result(tool, given))
-        text = _awaited(lambda: _result(tool, given), name, seconds)
-        cut = f"{text[:LONGEST]}… (cut: {len(text):,} characters)"
-        return Observation(text if len(text) <= LONGEST else cut)
-    except Exception as error:  # a tool may raise anything
-        return Observation(_reason(name, error), error=True)
+        yield Observation(f"there is no tool '{_one_line(name)[:BRIEF]}': use one of {', '.join(tools)}", error=True)
+    elif name in STANDARD:  # they keep their own limits, and an index is used from the thread that opened it
+        try:
+            yield _observed(tool, text)
+        except Exception as error:  # an index may fail in many ways
+            yield Observation(_reason(name, error), error=True)
+    else:
+        yield from _awaited(tool, text, seconds)
+
+
+def _awaited(tool: "BaseTool", text: str, seconds: float) -> Iterator[Observation | None]:
+    """Uses a user's tool in a thread of its own, for as long as may be waited."""
+    done: SimpleQueue[Observation] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(_observed(tool, text))
+        except BaseException as error:  # an interruption or an exit, too: it is not the tool's to end us
+            try:
+                done.put(Observation(_reason(tool.name, error), error=True))
+            except BaseException:  # its text is code of the tool's as well
+                done.put(Observation(f"tool {tool.name} failed: {type(error).__name__}", error=True))
+
+    Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name=f"tool {tool.name}").start()
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        try:
+            observation = done.get(timeout=min(BEAT, left))
+        except Empty:
+            yield None
+            continue
+        yield observation
+        return
+    yield Observation(f"tool {tool.name} failed: no result within {seconds:g} seconds", error=True)
+
+
+def _observed(tool: "BaseTool", text: str) -> Observation:
+    result = _result(tool, _given(tool, _whole(text)))
+    if tool.name in NUMBERED:
+        return Observation(_whole(result))
+    cut = f"… (cut: {len(result):,} characters)" if len(result) > LONGEST else ""
+    return Observation(_plain(result[:LONGEST]) + cut)
+
+
+def _plain(text: str) -> str:
+    """A text in which no line passes for a passage, or for a turn of the run."""
+    return LABEL.sub(r"\1(\2)", plain("\n".join(_whole(text).splitlines())))
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which no encoding can carry."""
+    return HALF.sub("\ufffd", text)
+
+
+def _one_line(text: str) -> str:
+    return _plain(" ".join(text.split()))
 
 
 def _result(tool: "BaseTool", given: dict[str, Any]) -> str:
@@ -259,28 +323,6 @@ def _result(tool: "BaseTool", given: dict[str, Any]) -> str:
     elif isinstance(result, dict | list | tuple):
         result = json.dumps(result, ensure_ascii=False, default=str)
     return "(no result)" if result is None else str(result).strip() or "(no result)"
-
-
-def _awaited(work: Callable[[], str], name: str, seconds: float) -> str:
-    """Does the work in a thread of its own, for as long as may be waited."""
-    done: Queue[str | BaseException] = Queue()
-
-    def run() -> None:
-        try:
-            done.put(work())
-        except BaseException as error:  # told to the thread that waits
-            done.put(error)
-
-    Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name=f"tool {name}").start()
-    try:
-        outcome = done.get(timeout=seconds)
-    except Empty:
-        raise _failure(f"tool {name} failed: no result within {seconds:g} seconds") from None
-    if isinstance(outcome, str):
-        return outcome
-    if isinstance(outcome, Exception | KeyboardInterrupt):
-        raise outcome
-    raise RuntimeError(f"it raised {type(outcome).__name__}") from outcome  # SystemExit: it is not the tool's to end us
 
 
 def _arguments(tool: "BaseTool") -> dict[str, str]:
@@ -320,7 +362,8 @@ def _given(tool: "BaseTool", text: str) -> dict[str, Any]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        return json.loads(_whole(json.dumps(value, ensure_ascii=False)))  # it may spell halves of characters out
     except (ValueError, RecursionError):
         return None
 
@@ -331,18 +374,20 @@ def _failure(message: str) -> Exception:
     return ToolException(message)
 
 
-def _reason(name: str, error: Exception) -> str:
+def _reason(name: str, error: BaseException) -> str:
     """One line for the model."""
     from langchain_core.tools import ToolException
     from pydantic import ValidationError
 
     if isinstance(error, RagError | ToolException):
-        return " ".join(str(error).split())[:LONGEST] or f"tool {name} failed"
-    if isinstance(error, ValidationError):
+        told = str(error).strip() or f"tool {name} failed"
+    elif isinstance(error, ValidationError):
         wrong = (f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-        return f"tool {name} cannot take this: {'; '.join(wrong)}"[:LONGEST]
-    return f"tool {name} failed: {_line(error)}"
+        told = f"tool {name} cannot take this: {'; '.join(wrong)}"
+    else:
+        told = f"tool {name} failed: {_line(error)}"
+    return _one_line(told)[:LONGEST]
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:500]
+    return _one_line(f"{type(error).__name__}: {error}").removesuffix(":")[:500]
