@@ -97,15 +97,15 @@ class Bot:
         """
         options = options or self.options
         clock = Clock()
-        _check_question(question)
+        question = _checked(question)
         tools = self._tools(options)
         self.load()
         model = self.model.check()
         answer = Answer(question, strategy=options.strategy, model=model, prompt_version=PROMPT_VERSION)
         answer.settings = {**options.changed(), **self.model.decoding.changed()}
         answer.timings["load_ms"] = clock.lap()
-        # A question that stands alone is asked alone: with the conversation before it, the bundled model goes on with its
-        # last answer. So "What is the lunch allowance?" was answered with the okapi's tongue.
+        # A question that stands alone is asked alone: with the conversation before it, the bundled model goes on with
+        # its last answer. So "What is the lunch allowance?" was answered with the okapi's tongue.
         before = turns(history)
         run = Run(answer, self.model, options, [], before if needs_context(question, before) else (), clock)
         answer.query = yield from self._query(run)
@@ -194,7 +194,9 @@ def turns(history: Sequence[Turn]) -> Turns:
     return pairs
 
 
-def _check_question(question: str) -> None:
+def _checked(question: str) -> str:
+    if not isinstance(question, str):
+        raise QueryInvalid(f"the question is no text, but {type(question).__name__}: write one")
     if not question.strip():
         raise QueryInvalid("the question is empty: write one")
     if len(question) > LONGEST_QUESTION:
@@ -202,6 +204,7 @@ def _check_question(question: str) -> None:
             f"the question has {len(question):,} characters: ask in at most {LONGEST_QUESTION:,}, "
             "and put long texts into the index instead"
         )
+    return question.encode("utf-8", "replace").decode("utf-8")  # half a character is none for tokenizers and files
 
 
 def _tell_of_what_was_dropped(answer: Answer) -> None:

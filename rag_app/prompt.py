@@ -63,8 +63,10 @@ REACT_SHOT = (
 )
 
 Role = Literal["system", "user", "assistant"]
-BLANK_LINES = re.compile(r"\n\s*\n+")
-LINE_MARKER = re.compile(r"^([ \t]*)\[(\d+)\]", re.MULTILINE)
+LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+INVISIBLE = "\\s\x00-\x1f\xad\u200b-\u200f\u2060-\u206f\ufeff"
+BLANK_LINES = re.compile(f"\n[{INVISIBLE}]*\n")
+LINE_MARKER = re.compile(r"^(\W*?)[\[［【]\W*?(\d+)\W*?[\]］】]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def question_prompt(
         for shot in shots
         for message in (
             Message("user", _asked(shot.question, shot.passages, instruction)),
-            Message("assistant", shot.answer.strip()),
+            Message("assistant", plain(shot.answer)),
         )
     ]
     asked = Message("user", _asked(question, passages, instruction))
@@ -186,7 +188,7 @@ def numbered(passages: Sequence[str], first: int = 1) -> str:
 
 def plain(text: str) -> str:
     """A text that cannot be mistaken for the layout of the prompt around it."""
-    return LINE_MARKER.sub(r"\1(\2)", BLANK_LINES.sub("\n", text.strip().replace("\r", "\n")))
+    return LINE_MARKER.sub(r"\1(\2)", BLANK_LINES.sub("\n", LINE_ENDS.sub("\n", text).strip()))
 
 
 def _asked(question: str, passages: Sequence[str], instruction: str) -> str:
@@ -194,7 +196,7 @@ def _asked(question: str, passages: Sequence[str], instruction: str) -> str:
 
 
 def _turns(history: Turns) -> list[Message]:
-    pairs = ((Message("user", plain(q)), Message("assistant", a.strip())) for q, a in history)
+    pairs = ((Message("user", plain(q)), Message("assistant", plain(a))) for q, a in history)
     return [message for pair in pairs for message in pair]
 
 

@@ -101,7 +101,8 @@ class Run:
 
     def show(self, text: str) -> Iterator[Event]:
         """Makes a text that is already there the answer."""
-        yield from self.writer().of(iter([text]))
+        # Checked whatever the engine can do: a mask looked at the reply as a whole, not at this part of it.
+        yield from self.writer(check_quotes=self.options.quotes).of(iter([text]))
 
     def refuse(self) -> Iterator[Event]:
         """Answers, without the model, that the documents do not hold the answer."""
@@ -114,10 +115,15 @@ class Run:
         self.answer.steps.append(step)
         yield StepTaken(step)
 
-    def writer(self) -> "Writer":
-        """What turns a reply into the answer, cited from the passages as they are now."""
-        check = self.options.quotes and "quotes" not in self.generator.abilities
-        return Writer(self.answer, self.passages, check)
+    def writer(self, check_quotes: bool | None = None) -> "Writer":
+        """What turns a reply into the answer, cited from the passages as they are now.
+
+        Args:
+            check_quotes: whether quote marks are checked afterwards; by default where the engine cannot mask.
+        """
+        if check_quotes is None:
+            check_quotes = self.options.quotes and "quotes" not in self.generator.abilities
+        return Writer(self.answer, self.passages, check_quotes)
 
     def _chunks(self, messages: Sequence[Message], settings: dict[str, Any]) -> "Stream[str | Event, None, None]":
         """The reply's pieces, and beats as events; fills in the counts."""
@@ -137,7 +143,8 @@ class Run:
             answer.finish_reason = chunk.response_metadata.get("finish_reason") or answer.finish_reason
             if chunk.text:
                 answer.timings.setdefault("first_token_ms", self.clock.lap())
-                thought, text = reasoning.feed(str(chunk.text))
+                # Half a character, which some servers send, can be neither kept nor printed.
+                thought, text = reasoning.feed(chunk.text.encode("utf-8", "replace").decode("utf-8"))
                 if thought:
                     yield Thinking(thought)
                 if text:
@@ -204,6 +211,7 @@ class Writer:
         self._quotes = QuoteCheck([hit.text for hit in passages], [answer.question]) if check_quotes else None
         self._citer = Citer(answer.question, passages)
         self._cited: list[Citation] = []
+        self._declined = False
 
     @property
     def looping(self) -> bool:
@@ -217,7 +225,7 @@ class Writer:
                 yield piece
                 continue
             yield from self._show(self._citer.feed(self._checked(self._repeats.feed(piece))))
-            if self.looping:
+            if self.looping or self._declined:
                 break
         if isinstance(pieces, Stream):
             pieces.close()  # the model stops
@@ -238,8 +246,9 @@ class Writer:
         return self._quotes.feed(text) if self._quotes else text
 
     def _finish(self) -> Iterator[Event]:
-        rest = self._checked(self._repeats.finish()) + (self._quotes.finish() if self._quotes else "")
-        yield from self._show(self._citer.feed(rest) + self._citer.finish())
+        if not self._declined:
+            rest = self._checked(self._repeats.finish()) + (self._quotes.finish() if self._quotes else "")
+            yield from self._show(self._citer.feed(rest) + self._citer.finish())
         answer = self._answer
         if not answer.answer.strip():
             yield from self._show(NOTHING)
@@ -254,6 +263,11 @@ class Writer:
     def _show(self, text: str) -> Iterator[Event]:
         if not self._answer.answer:
             text = text.lstrip()  # models like to begin with a blank or a line
+        if text != NOTHING and declines(
+            self._answer.answer + text
+        ):  # what came after would be no answer from documents
+            text = NOT_FOUND[len(self._answer.answer) :]
+            self._declined, self._answer.finish_reason = True, "stop"
         self._answer.answer += text
         if text:
             yield Token(text)

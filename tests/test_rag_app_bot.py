@@ -17,7 +17,7 @@ from rag_app.decoding import Decoding
 from rag_app.engines.llama import LlamaCpp
 from rag_app.errors import ModelNotFound, PromptTooLong, WorkerDied
 from rag_app.generator import Generator
-from rag_app.prompt import NOT_FOUND, PROMPT_VERSION, question_prompt
+from rag_app.prompt import NO_PASSAGES, NOT_FOUND, PROMPT_VERSION, question_prompt
 from rag_app.run import NOTHING, declines
 from rag_app.settings import Options
 from tests.conftest import ScriptedModel, WordEncoder, copy_of
@@ -171,7 +171,7 @@ def test_as_many_passages_as_the_window_holds_beside_the_answer(tmp_path: Path, 
     build([tmp_path], tmp_path / "index", encoder=WordEncoder())
     question = "The okapi lives in which place?"
     # A passage with its number is 19 words: 13, 5 and 1.
-    room = ScriptedModel().count_tokens(question_prompt(question, [])) - len("(no passages)".split()) + extra
+    room = ScriptedModel().count_tokens(question_prompt(question, [])) - len(NO_PASSAGES.split()) + extra
     model = ScriptedModel("The okapi lives in place0. The okapi lives in place5.", window=room + 10, max_tokens=10)
     events = list(bot_of(model, tmp_path / "index").stream(question))
     answer = answer_of(events)
@@ -232,6 +232,16 @@ def test_where_nothing_is_near_the_model_is_not_asked(directory: Path, question:
 def test_a_model_that_declines_has_refused(directory: Path) -> None:
     answer = bot_of(ScriptedModel(*NOT_FOUND.split(" ")[0:1], NOT_FOUND[NOT_FOUND.index(" ") :]), directory).ask(OKAPI)
     assert (answer.answer, answer.refused, answer.finish_reason) == (NOT_FOUND, True, "stop")
+
+
+def test_a_model_that_declines_and_goes_on_is_ended(directory: Path) -> None:
+    for pieces in ([f"{NOT_FOUND} But okapis are shy.", " They hide."], [*NOT_FOUND, " But", " okapis are shy."]):
+        model = ScriptedModel(*pieces, max_tokens=60)
+        events = list(bot_of(model, directory).stream(OKAPI))
+        answer = answer_of(events)
+        assert (answer.answer, answer.refused, answer.citations) == (NOT_FOUND, True, [])
+        assert "".join(event.text for event in events if isinstance(event, Token)) == NOT_FOUND
+        assert model.closed == 1
 
 
 @pytest.mark.parametrize("pieces", [[], [""], [" ", "\n"], ["[1", "]"]])

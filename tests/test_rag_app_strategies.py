@@ -13,7 +13,7 @@ from rag_app.bot import Bot
 from rag_app.errors import PromptTooLong, SettingInvalid
 from rag_app.prompt import FIRST_THOUGHT, NOT_FOUND, PAL, SYSTEM, question_prompt
 from rag_app.settings import Options
-from rag_app.strategies.pal import literals
+from rag_app.strategies.pal import figures
 from tests.conftest import ScriptedModel, WordEncoder
 
 OKAPI = "Where does the okapi live?"
@@ -283,8 +283,76 @@ def test_a_program_may_say_that_the_documents_do_not(directory: Path) -> None:
 
 
 def test_what_a_program_is_made_of() -> None:
-    assert literals("a = 14\nb = 'Ituri'\nanswer = a * 2.5 + 14") == ["14", "Ituri", "2.5"]
-    assert literals("this is no program (") == []
+    assert figures("a = 14\nb = 'Ituri'\nc = True\nanswer = a * 2.5 + 14") == ["14", "2.5"]
+    assert figures("this is no program (") == []
+
+
+def test_a_text_that_no_passage_holds_is_not_cited_for_the_numbers_in_its_program(directory: Path) -> None:
+    model = ScriptedModel.saying(program("limit = 14\nanswer = 'The CEO took 999 euros'"), window=4000, max_tokens=40)
+    answer = answer_of(asked(directory, model, "What is the lunch allowance for 5 days?", strategy="pal"))
+    assert (answer.answer, answer.citations) == ("The CEO took 999 euros", [])
+
+
+def test_a_value_is_not_quoted_that_nobody_said(directory: Path) -> None:
+    for strategy, reply in (
+        ("pal", program("answer = '\"We are done\" said the okapi'")),
+        ("cot", 'The point. ```\nAnswer: "We are done" said the okapi'),
+        ("react", 'Thought: ```\nAction: finish\nInput: "We are done" said the okapi'),
+    ):
+        model = ScriptedModel.saying(reply, window=4000, max_tokens=60)
+        model.abilities = frozenset({"quotes"})
+        answer = answer_of(asked(directory, model, strategy=strategy))
+        assert answer.answer.startswith("We are done said the okapi")
+
+
+def test_programs_that_fill_the_window_end_in_a_direct_answer(directory: Path) -> None:
+    long = program("x = 'many words ' + " + " + ".join(["1"] * 100))
+    model = ScriptedModel.saying(long, LIVES, window=300, max_tokens=150)
+    answer = answer_of(asked(directory, model, strategy="pal"))
+    assert answer.answer == f"{LIVES} [1]"
+    assert answer.steps[0].error
+
+
+def test_steps_that_fill_the_window_make_room_or_end_the_run(directory: Path) -> None:
+    code = "x = 1\n" * 40
+    wanders = [f"Thought: More.\nAction: python\nInput:\n```python\n{code}answer = {n}\n```" for n in range(8)]
+    model = ScriptedModel.saying(*wanders, f"Thought: So.\nAction: finish\nInput: {LIVES}", window=700, max_tokens=200)
+    answer = answer_of(asked(directory, model, strategy="react", max_steps=20, budget=100_000))
+    assert answer.answer == f"{LIVES} [1]"
+    assert all(sum(len(m.content.split()) for m in prompt) <= 700 - 175 for prompt in model.prompts)
+    model = ScriptedModel.saying(LIVES, window=230, max_tokens=50)
+    answer = answer_of(asked(directory, model, strategy="react"))
+    assert (answer.answer, answer.finish_reason) == (f"{LIVES} [1]", "window")
+
+
+def test_a_run_that_is_ended_cites_the_passages_that_it_shows(directory: Path) -> None:
+    model = ScriptedModel.saying(
+        "Thought: Oil.\nAction: search\nInput: engine oil kilometres",
+        "Change the oil every 7500 kilometres.",
+        window=4000,
+        max_tokens=40,
+    )
+    answer = answer_of(
+        asked(directory, model, "what about lunch, and how often the oil?", strategy="react", max_steps=2, k=1)
+    )
+    for citation in answer.citations:
+        assert answer.hits[citation.n - 1].source == citation.source
+        assert citation.quote in answer.hits[citation.n - 1].text
+    assert [hit.rank for hit in answer.hits] == [1]
+
+
+def test_a_sum_on_the_side_makes_no_answer_known(directory: Path) -> None:
+    model = ScriptedModel.saying(
+        "Thought: Hm.\nAction: calculator\nInput: 1 + 1",
+        "Thought: So.\nAction: finish\nInput: Ulaanbaatar.",
+        window=4000,
+        max_tokens=40,
+    )
+    assert answer_of(asked(directory, model, "zzz?", strategy="react")).answer == NOT_FOUND
+    model = ScriptedModel.saying(
+        "Thought: Hm.\nAction: calculator\nInput: 6 * 7", "Thought: So.\nAction: finish\nInput: It is 42.", window=4000
+    )
+    assert answer_of(asked(directory, model, "zzz, 6 * 7?", strategy="react")).answer == "It is 42."
 
 
 # conversations

@@ -1,16 +1,19 @@
 """The model writes a program, the sandbox runs it, its value is the answer (PAL, Gao et al. 2023)."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 from rag_app.answer import Event, Step
 from rag_app.citations import Citer
+from rag_app.errors import PromptTooLong
 from rag_app.grammar import pal_grammar
 from rag_app.parse import program_of
 from rag_app.prompt import program_prompt, question_prompt
 from rag_app.run import LEAST_REPLY, Run
 from rag_app.sandbox import run_python
 
+NUMBER = re.compile(r"-?[\d,]*\.?\d+(?:e[+-]?\d+)?%?")
 MOST_PROGRAMS = 3
 """A program that fails this often is given up; answers that came later were no better for it."""
 
@@ -19,7 +22,14 @@ def pal(run: Run) -> Iterator[Event]:
     """Programs until one gives a value; a question that none answers is answered directly."""
     failed: list[tuple[str, str]] = []
     while len(failed) < min(MOST_PROGRAMS, run.options.max_steps) and run.reply_room() >= LEAST_REPLY:
-        messages = run.fit(lambda texts, history: program_prompt(run.question, texts, history, failed), run.answer.hits)
+        try:
+            messages = run.fit(
+                lambda texts, history: program_prompt(run.question, texts, history, failed), run.answer.hits
+            )
+        except PromptTooLong:
+            if not failed:
+                raise
+            break  # the programs that failed fill the window
         reply = yield from run.write(messages, grammar=pal_grammar())
         program = program_of(reply)
         outcome = run_python(program)
@@ -41,19 +51,21 @@ def pal(run: Run) -> Iterator[Event]:
 
 def _conclude(run: Run, program: str, value: str) -> Iterator[Event]:
     """The value, with the places that hold what it was computed from."""
-    writer = run.writer()
+    writer = run.writer(check_quotes=run.options.quotes)
     yield from writer.of(iter([value]))
-    if not run.answer.citations and not run.answer.refused:
-        evidence = Citer(run.question, run.passages).evidence(literals(program))
+    # A number that was computed rests on those in the program; a text is borne out by its own words or not at all.
+    if not run.answer.citations and NUMBER.fullmatch(value.strip()):
+        evidence = Citer(run.question, run.passages).evidence(figures(program))
         yield from writer.cite(evidence)
     run.answer.finish_reason = "stop"
 
 
-def literals(program: str) -> list[str]:
-    """Numbers and texts that stand in a program, in order."""
+def figures(program: str) -> list[str]:
+    """Numbers that stand in a program, in order."""
     try:
         tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return list(dict.fromkeys(str(c) for c in constants if isinstance(c, int | float | str) and str(c).strip()))
+    numbers = (c for c in constants if isinstance(c, int | float) and not isinstance(c, bool))
+    return list(dict.fromkeys(map(str, numbers)))

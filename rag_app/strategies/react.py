@@ -1,15 +1,16 @@
 """Thought, action, observation, until the model finishes (ReAct, Yao et al. 2022); every run ends with an answer."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rag_app.answer import Event, Found, Step
 from rag_app.confidence import confidence
 from rag_app.grammar import react_grammar
 from rag_app.parse import Action, parse_step
-from rag_app.prompt import FIRST_THOUGHT, question_prompt, react_prompt, react_step
+from rag_app.prompt import FIRST_THOUGHT, Message, question_prompt, react_prompt, react_step
 from rag_app.run import LEAST_REPLY, Run
-from rag_app.tools import Notebook, use
+from rag_app.tools import STANDARD, Notebook, use
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -40,6 +41,9 @@ def react(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]") -> Iter
             reason = "budget"
             break
         messages = _fitted(run, tools, written)
+        if not messages:
+            reason = "window"
+            break
         # Where a grammar holds the model to a form, it cannot insist on the tool with which it just repeated itself.
         grammar = _grammar(tools, steps[-1].tool if repeats else "")
         reply = yield from run.write(messages, grammar=grammar, stop=["\nObservation:"])
@@ -84,35 +88,44 @@ def _act(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]", action: 
     return text
 
 
-def _fitted(run: Run, tools: "Mapping[str, BaseTool]", written: list[tuple[str, str]]) -> Any:
-    """The prompt of the next step; where it is too long, history and then the oldest observations are left out."""
+def _fitted(run: Run, tools: "Mapping[str, BaseTool]", written: list[tuple[str, str]]) -> list[Message]:
+    """The prompt of the next step; where it is too long, history, then the oldest observations and steps are left out.
+
+    Nothing where not even the last step fits.
+    """
     described = [(name, tool.description) for name, tool in tools.items()]
     kept, history, cut = list(written), list(run.history), 0
-    while True:
+    while kept:
         messages = react_prompt(run.question, described, kept, history)
-        if run.generator.count_tokens(messages) <= run.prompt_room() or cut == len(kept):
+        if run.generator.count_tokens(messages) <= run.prompt_room():
             run.answer.history_dropped = len(run.history) - len(history)
             return messages
         if history:
             history.pop(0)
-        else:
+        elif cut < len(kept):
             kept[cut] = kept[cut][0], LEFT_OUT
             cut += 1
+        else:
+            kept.pop(0)
+            cut -= 1
+    return []
 
 
 def _finish(run: Run, notebook: Notebook, answer: str) -> Iterator[Event]:
     run.passages = list(notebook.hits)
-    if not _grounded(run, notebook):
+    if not _grounded(run, notebook, answer):
         yield from run.refuse()
         return
     yield from run.show(answer)
     run.answer.finish_reason = "stop"
 
 
-def _grounded(run: Run, notebook: Notebook) -> bool:
+def _grounded(run: Run, notebook: Notebook, answer: str = "") -> bool:
     """Whether the passages have to do with the question, or a tool that knows more than they do has answered."""
-    if any(step.action not in ("", "search", "lookup", "finish") and not step.error for step in run.answer.steps):
-        return True
+    for step in run.answer.steps:
+        computed = step.action in ("calculator", "python") and step.observation.strip() in answer
+        if not step.error and (computed or step.action not in ("", *STANDARD)):
+            return True
     return confidence(run.answer.query, notebook.hits) >= (run.least_confidence or 0.0)
 
 
@@ -122,16 +135,17 @@ def _best_so_far(run: Run, notebook: Notebook, reason: str) -> Iterator[Event]:
         "steps": f"after {run.options.max_steps} steps, the most allowed",
         "budget": f"at its budget of {run.options.budget:,} tokens",
         "repeated": "because it repeated itself",
+        "window": "because another step would not fit the model's window",
     }[reason]
     run.answer.notes.append(f"the run was ended {why}; this is the best answer so far")
     if not _grounded(run, notebook):
         yield from run.refuse()
         return
-    best = sorted(notebook.hits, key=lambda hit: hit.cosine or 0.0, reverse=True)
+    best = sorted(notebook.hits, key=lambda hit: hit.cosine or 0.0, reverse=True)[: run.options.k]
+    run.answer.hits = run.passages = [replace(hit, rank=rank) for rank, hit in enumerate(best, 1)]
     if run.reply_room() < 1:
         thoughts = [step.thought for step in run.answer.steps[1:] if step.thought]
         yield from run.show(thoughts[-1] if thoughts else "")
     else:
-        chosen = best[: run.options.k]
-        yield from run.say(run.fit(lambda texts, history: question_prompt(run.question, texts, history), chosen))
+        yield from run.say(run.fit(lambda texts, history: question_prompt(run.question, texts, history), run.passages))
     run.answer.finish_reason = reason
