@@ -1,5 +1,6 @@
 """From question and passages to an answer: what each strategy asks the model, does with its replies, and shows."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from langchain_core.tools import tool
 
 from index import Index, build
-from rag_app.answer import Answer, Done, Event, Found, Step, StepTaken, Thinking, Token
+from rag_app.answer import Answer, Done, Event, Found, Reading, Step, StepTaken, Thinking, Token
 from rag_app.bot import Bot
 from rag_app.errors import PromptTooLong, SettingInvalid
 from rag_app.prompt import FIRST_THOUGHT, NOT_FOUND, PAL, SYSTEM, question_prompt
@@ -437,3 +438,21 @@ def test_what_the_index_is_unsure_of_is_refused_without_the_model(directory: Pat
     answer = answer_of(asked(directory, model, strategy=strategy, min_confidence=1.0))
     assert (answer.refused, model.prompts) == (True, [])
     assert len(Index.open(directory, WordEncoder()).search(OKAPI)) == len(answer.hits)
+
+
+def test_a_run_can_be_stopped_while_a_tool_takes_its_time(directory: Path) -> None:
+    release = threading.Event()
+
+    def slow(word: str) -> str:
+        """Takes its time."""
+        release.wait(60)
+        return word
+
+    model = ScriptedModel.saying("Thought: Hm.\nAction: slow\nInput: okapi", window=4000, max_tokens=40)
+    stream = Bot(model, directory, WordEncoder(), Options(strategy="react"), [slow]).stream(OKAPI)
+    for event in stream:
+        if isinstance(event, Reading) and len(model.prompts) == 1 and model.closed == 1:
+            break  # the model has written its step, and the tool is at work
+    stream.close()
+    release.set()
+    assert len(model.prompts) == 1

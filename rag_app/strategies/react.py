@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rag_app.answer import Event, Found, Step
+from rag_app.answer import Event, Found, Reading, Step
 from rag_app.confidence import confidence
 from rag_app.grammar import react_grammar
 from rag_app.parse import Action, parse_step
 from rag_app.prompt import FIRST_THOUGHT, Message, question_prompt, react_prompt, react_step
 from rag_app.run import LEAST_REPLY, Run
-from rag_app.tools import STANDARD, Notebook, use
+from rag_app.tools import STANDARD, Notebook, use_slowly
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -78,8 +78,11 @@ def _act(run: Run, notebook: Notebook, tools: "Mapping[str, BaseTool]", action: 
     if action.problem:
         text, error = action.problem, True
     else:
-        observation = use(tools, action.tool, action.input)
-        text, error = observation.text, observation.error
+        for observation in use_slowly(tools, action.tool, action.input):
+            if observation is None:
+                yield Reading()  # a tool takes its time; the run can be stopped meanwhile
+            else:
+                text, error = observation.text, observation.error
     if len(notebook.hits) > before:
         run.answer.hits = run.passages = list(notebook.hits)
         yield Found(list(notebook.hits))
