@@ -5,7 +5,6 @@ no environment and no other programs, and that ends at its limits of time and me
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +85,12 @@ def _value(session: "MontySession", code: str, printed: "CollectString", charact
     from pydantic_monty import MontyRuntimeError
 
     value = session.feed_run(code, print_callback=printed)
-    with suppress(MontyRuntimeError):  # there is no such name
+    try:
         answer = session.feed_run("answer", print_callback=printed)
+    except MontyRuntimeError as problem:
+        if not isinstance(problem.exception(), NameError):  # too large to be sent, say
+            raise
+    else:
         value = value if answer is None else answer
     return "" if value is None else text_of(value, characters)
 

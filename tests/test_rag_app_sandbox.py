@@ -1,6 +1,7 @@
 import resource
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def test_value(program: str, value: str) -> None:
         ("10 ** 10 ** 10", "64 MB"),
         ("'a' * 10 ** 10", "64 MB"),
         ("bytes(10 ** 10)", "64 MB"),
+        ("answer = list(range(10 ** 6))", "64 MB"),
+        ("answer = set(range(10 ** 6))", "64 MB"),
+        ("answer = b'x' * 50_000_000", "64 MB"),
+        ("print('seen')\nanswer = 'x' * 40_000_000", "64 MB"),
         ("f'{1:>9999999999}'", ""),
         ("[[[i for i in range(10**4)] for j in range(10**4)] for k in range(10**4)]", "64 MB"),
         ("a = [1]\nfor i in range(40):\n    a = [a, a]\nanswer = str(a)", "the program"),
@@ -103,6 +108,11 @@ def test_limits_are_the_callers() -> None:
     assert "8 MB" in run_python("'a' * 10 ** 7 + 'b'", megabytes=8).error
     cut = run_python("print('y' * 50)\nanswer = 'x' * 50", characters=10)
     assert (cut.value, cut.printed) == ("x" * 10 + "… (cut)", "y" * 10 + "… (cut)")
+
+
+def test_the_clock_is_the_real_one() -> None:
+    now = run_python("import datetime\nanswer = datetime.datetime.now().isoformat()").value
+    assert abs(datetime.now(UTC).replace(tzinfo=None) - datetime.fromisoformat(now)) < timedelta(minutes=1)
 
 
 def test_programs_share_nothing_and_repeat_themselves() -> None:
