@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from index.errors import RagError
 from rag_app.citations import SENTENCE
+from rag_app.engines.marks import whole
 from rag_app.errors import SettingInvalid
 from rag_app.parse import program_of
 from rag_app.prompt import plain
@@ -46,7 +47,6 @@ SUM = re.compile(r"(?:\d|[-+*/%().,\s]|\b(?:sqrt|min|max|round|abs|floor|ceil|lo
 SIGNS = {"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", "$": "", "€": "", "£": "", "=": ""}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 LABEL = re.compile(r"^([ \t]*)(question|thought|action|input|observation)(?=[ \t]*:)", re.I | re.M)
-HALF = re.compile("[\ud800-\udfff]")
 LONGEST_SUM = 1000
 """Characters."""
 
@@ -294,21 +294,16 @@ def _awaited(tool: "BaseTool", text: str, seconds: float) -> Iterator[Observatio
 
 
 def _observed(tool: "BaseTool", text: str) -> Observation:
-    result = _result(tool, _given(tool, _whole(text)))
+    result = _result(tool, _given(tool, whole(text)))
     if tool.name in NUMBERED:
-        return Observation(_whole(result))
+        return Observation(whole(result))
     cut = f"… (cut: {len(result):,} characters)" if len(result) > LONGEST else ""
     return Observation(_plain(result[:LONGEST]) + cut)
 
 
 def _plain(text: str) -> str:
     """A text in which no line passes for a passage, or for a turn of the run."""
-    return LABEL.sub(r"\1(\2)", plain("\n".join(_whole(text).splitlines())))
-
-
-def _whole(text: str) -> str:
-    """Without halves of characters, which no encoding can carry."""
-    return HALF.sub("\ufffd", text)
+    return LABEL.sub(r"\1(\2)", plain("\n".join(whole(text).splitlines())))
 
 
 def _one_line(text: str) -> str:
@@ -363,7 +358,7 @@ def _given(tool: "BaseTool", text: str) -> dict[str, Any]:
 def _json(text: str) -> Any:
     try:
         value = json.loads(text)
-        return json.loads(_whole(json.dumps(value, ensure_ascii=False)))  # it may spell halves of characters out
+        return json.loads(whole(json.dumps(value, ensure_ascii=False)))  # it may spell halves of characters out
     except (ValueError, RecursionError):
         return None
 

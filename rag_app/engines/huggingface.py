@@ -20,8 +20,9 @@ from rag_app.decoding import Decoding
 from rag_app.engines import checkpoints
 from rag_app.engines.decoder import Batch, cut
 from rag_app.engines.forward import Forward
+from rag_app.engines.marks import unmarked, whole
 from rag_app.engines.outside import Tally, one_line
-from rag_app.engines.pieces import ends, pieces, spaced
+from rag_app.engines.pieces import ends, marks, pieces, spaced
 from rag_app.engines.quoting import QuoteMask, Vocabulary
 from rag_app.engines.stops import Stops
 from rag_app.engines.turns import Turns
@@ -202,6 +203,7 @@ class _Loaded:
         self.ends = ends(tokenizer, model)
         self.spaced = spaced(tokenizer)
         self.forward = Forward(model, self.ends)
+        self._marks = marks(tokenizer)
         self._tokenizing = threading.Lock()
         whole = tokenizer("a").input_ids
         self._begin = whole[:1] if whole[:1] == [tokenizer.bos_token_id] else []
@@ -225,6 +227,12 @@ class _Loaded:
         return cut(pieces)
 
     def _tokens(self, text: str, special: bool) -> list[int]:
+        text = whole(text)
+        if special:
+            return self._tokenized(text, True)
+        return unmarked(text, lambda part: self._tokenized(part, False), lambda token: self._marks.get(token, ""))
+
+    def _tokenized(self, text: str, special: bool) -> list[int]:
         with self._tokenizing:  # it keeps the last setting in itself
             found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
         tokens: list[int] = found["input_ids"]

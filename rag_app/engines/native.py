@@ -5,6 +5,8 @@ import os
 from functools import cached_property
 from typing import Any
 
+from rag_app.engines.marks import MARK, unmarked, whole
+
 SLOTS = 4
 """Most prompts whose evaluated beginnings are kept."""
 SHARE = 16
@@ -45,6 +47,7 @@ class Model:
         self.bos = self._name(llama_cpp.llama_vocab_bos(self.vocab))
         self.eos = self._name(llama_cpp.llama_vocab_eos(self.vocab))
         self._pieces: dict[int, bytes] = {}
+        self._marks: dict[int, str] = {}
         self._buffer = ctypes.create_string_buffer(64)
 
     @cached_property
@@ -78,8 +81,14 @@ class Model:
         )
 
     def tokens(self, text: str, special: bool) -> list[int]:
-        """Token ids; control tokens in `text` count as such only where `special`."""
-        data = text.encode("utf-8", "replace")
+        """Token ids; control tokens, and what looks like them, count as such only where `special`."""
+        text = whole(text)
+        if special:
+            return self._tokenized(text, True)
+        return unmarked(text, lambda part: self._tokenized(part, False), self._mark)
+
+    def _tokenized(self, text: str, special: bool) -> list[int]:
+        data = text.encode()
         room = len(data) + 8
         buffer = (ctypes.c_int32 * room)()
         count = self.api.llama_tokenize(self.vocab, data, len(data), buffer, room, False, special)
@@ -97,6 +106,14 @@ class Model:
                 return self.piece(token)
             self._pieces[token] = self._buffer.raw[:size]
         return self._pieces[token]
+
+    def _mark(self, token: int) -> str:
+        """The text of a token that llama.cpp finds in any text, if it looks like a mark."""
+        if token not in self._marks:
+            attributes = self.api.llama_vocab_get_attr(self.vocab, token)
+            text = self._name(token) if attributes & self.api.LLAMA_TOKEN_ATTR_USER_DEFINED else ""
+            self._marks[token] = text if MARK.fullmatch(text) else ""
+        return self._marks[token]
 
     def _name(self, token: int) -> str:
         """A control token as templates write it; empty where the vocabulary has none."""

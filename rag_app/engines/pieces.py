@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from rag_app.engines.marks import MARK
+
 END_NAMES = frozenset(
     {"</s>", "<eos>", "<EOT>", "<|EOT|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>"}
     | {"<|eom_id|>", "<|endofturn|>", "<end_of_turn>", "<turn|>", "<|return|>", "<｜end▁of▁sentence｜>"}
@@ -32,6 +34,16 @@ def ends(tokenizer: Any, model: Any) -> frozenset[int]:
     known = [tokenizer.convert_tokens_to_ids(name) for name in END_NAMES & tokenizer.get_vocab().keys()]
     last = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return frozenset({*named, *last, *(token for token in known if token in control)})
+
+
+def marks(tokenizer: Any) -> dict[int, str]:
+    """Added tokens that look like marks but are no control tokens, which a tokenizer finds in any text."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {
+        token: one.content
+        for token, one in added
+        if not one.special and token != tokenizer.unk_token_id and MARK.fullmatch(one.content)
+    }
 
 
 def spaced(tokenizer: Any) -> bool:
