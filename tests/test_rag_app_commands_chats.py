@@ -112,9 +112,42 @@ def test_export_to_a_file_is_whole_and_overwrites_only_when_told(kept: Chats, tm
     assert out.read_text() == "mine"
     assert run("export", "b", "--out", str(out), "--force", "--json") == 0
     assert as_json(capsys) == {"out": str(out), "rows": 1, "skipped": []}
-    assert run("export", "--out", str(tmp_path / "none" / "rows.jsonl")) == 1
-    assert "none" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["rows.jsonl"]
+
+
+def test_an_export_goes_through_links_and_into_what_is_no_regular_file(
+    kept: Chats, tmp_path: Path, capsys: Capture
+) -> None:
+    target, link, pipe, device = (tmp_path / name for name in ("rows.jsonl", "link", "pipe", "device"))
+    link.symlink_to(target)
+    device.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    assert run("export", "--out", str(link)) == 0 and link.is_symlink()  # leads nowhere yet
+    assert run("export", "b", "--out", str(link)) == 1
+    assert run("export", "b", "--out", str(link), "--force") == 0
+    assert link.is_symlink() and len(target.read_text("ascii").splitlines()) == 1
+    assert run("export", "--out", str(device), "--force") == 0
+    assert device.is_symlink() and Path("/dev/null").is_char_device()
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("export", "b", "--out", str(pipe)) == 0 and pipe.is_fifo()
+    assert json.loads(os.read(read, 1 << 16))["id"] == "b/1"
+    os.close(read)
+    capsys.readouterr()
+    assert run("export", "--out", "/dev/full", "--json") == 1
+    assert "'/dev/full' cannot be written (No space left on device)" in as_json(capsys)["error"]
+
+
+def test_a_place_that_cannot_be_written_to_is_told_by_its_name(kept: Chats, tmp_path: Path, capsys: Capture) -> None:
+    for out, code, told in (
+        (str(tmp_path / "none" / "rows.jsonl"), 1, "none' for"),
+        (str(tmp_path), 1, "is a folder: name a file in it"),
+        (str(tmp_path / ("x" * 300)), 1, "x' cannot be written (File name too long)"),
+        ("", 2, "it is empty: name a file"),
+    ):
+        assert run("export", "--out", out, "--force") == code
+        printed = capsys.readouterr().err
+        assert told in printed and printed.count("\n") == 1 and ".rows-" not in printed
+    assert list(tmp_path.glob("*.jsonl")) == []
 
 
 def test_an_export_that_fails_leaves_the_old_file(
@@ -160,6 +193,9 @@ def test_deleting_without_a_terminal_wants_yes(kept: Chats, monkeypatch: pytest.
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert run("delete", "b") == 2
     assert "say --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)  # closed by who started the program
+    assert run("delete", "b") == 2
+    assert "say --yes" in capsys.readouterr().err
     assert run("delete", "b", "x", "--yes") == 1  # all or none
     assert len(kept.chats()) == 3
     capsys.readouterr()
@@ -179,6 +215,9 @@ def test_rating(kept: Chats, capsys: Capture) -> None:
     assert as_json(capsys) == {"chat": "aa11", "number": 2, "rating": 0, "comment": "", "correction": ""}
     assert run("rate", "aa1", "3", "--up") == 1
     assert "has no answer 3: give one of 1, 2" in capsys.readouterr().err
+    kept.add("c", Turn("user", "Lost?"))
+    assert run("rate", "c", "1", "--up") == 1
+    assert "has no answers yet: there is nothing to rate" in capsys.readouterr().err
     for wrong in (["1"], ["1", "--up", "--down"], ["one", "--up"]):
         assert run("rate", "aa1", *wrong) == 2
 

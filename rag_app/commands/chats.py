@@ -2,18 +2,15 @@
 
 import argparse
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from index import console
 from index.console import warn
 from index.errors import RagError
 from rag_app.chats import Chat, Chats, exchanges
+from rag_app.commands import output
 from rag_app.errors import ChatNotFound
 from rag_app.terminal import Screen
 
@@ -37,7 +34,9 @@ def add(commands: Any) -> None:
         "export", _export, "print answered questions as JSON lines, with what the model read; see docs/chats.md"
     )
     export.add_argument("chats", nargs="*", type=console.words, metavar="CHAT", help=f"{ID} (default: all)")
-    export.add_argument("--out", metavar="FILE", help="write to a file, whole or not at all (default: stdout)")
+    export.add_argument(
+        "--out", type=output.named, metavar="FILE", help="a file, whole or not at all (default: stdout)"
+    )
     export.add_argument("--force", action="store_true", help="overwrite the file")
     delete = part("delete", _delete, "remove conversations for good")
     delete.add_argument("chats", nargs="+", type=console.words, metavar="CHAT", help=ID)
@@ -87,13 +86,12 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _export(options: argparse.Namespace) -> dict[str, Any] | None:
     kept, notes = Chats(), list[str]()
-    if options.out and not options.force and Path(options.out).exists():
-        raise RagError(f"'{options.out}' is there already: name another file, or overwrite it with --force")
+    out = output.checked(options.out, options.force) if options.out else None
     chosen = [kept.find(name).id for name in options.chats] or None
     rows = kept.export(chosen, notes.append)
     result: dict[str, Any] = {}
-    if options.out:
-        result = {"out": options.out, "rows": _write(Path(options.out), rows)}
+    if out:
+        result = {"out": options.out, "rows": output.write(out, map(_line, rows))}
     elif options.json:
         result = {"rows": list(rows)}
     else:
@@ -113,23 +111,6 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row)
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Puts rows into a file that appears when it is whole; returns how many."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-    count = 0
-    try:
-        with os.fdopen(handle, "w", encoding="ascii", newline="\n") as stream:
-            for count, row in enumerate(rows, 1):  # noqa: B007  (the last one counts)
-                stream.write(_line(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return count
-
-
 def _delete(options: argparse.Namespace) -> dict[str, Any] | None:
     kept = Chats()
     found = {chat.id: chat for chat in map(kept.find, options.chats)}
@@ -143,7 +124,7 @@ def _delete(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _agreed(options: argparse.Namespace, chats: list[Chat]) -> bool:
-    if not sys.stdin.isatty():
+    if not sys.stdin or not sys.stdin.isatty():  # None: closed by who started the program
         options.fail("deleting asks first, and there is no terminal to ask on: say --yes")
     screen = Screen(sys.stderr, sys.stderr)
     screen.chats(chats)
@@ -160,10 +141,11 @@ def _rate(options: argparse.Namespace) -> dict[str, Any] | None:
     kept = Chats()
     chat = kept.find(options.chat).id
     answers = {pair.number: pair.answer for pair in exchanges(kept.turns(chat)) if pair.answer}
+    if not answers:
+        raise ChatNotFound(f"the conversation '{chat}' has no answers yet: there is nothing to rate")
     if options.number not in answers:
         raise ChatNotFound(
-            f"the conversation '{chat}' has no answer {options.number}: "
-            f"give one of {', '.join(map(str, answers)) or 'another conversation'}"
+            f"the conversation '{chat}' has no answer {options.number}: give one of {', '.join(map(str, answers))}"
         )
     kept.rate(chat, answers[options.number].id, rating, comment, correction)
     rated = exchanges(kept.turns(chat))[options.number - 1]
