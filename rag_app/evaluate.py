@@ -80,6 +80,8 @@ class Evaluation:
 
     results: list[Result] = field(default_factory=list)
     interrupted: bool = False
+    unwritten: str = ""
+    """Why `each` could not take the last result, which ended it; empty where it took them all."""
 
     def report(self, seed: int = 0) -> dict[str, Any]:
         """The JSON form: scores, and in the same structure what they are shares of and their 95% intervals."""
@@ -97,6 +99,7 @@ class Evaluation:
             "errors": [{"id": one.question.id, "error": one.error} for one in self.results if one.error],
             "worst": [_short(one) for one in _worst(self.results)],
             "interrupted": self.interrupted,
+            "unwritten": self.unwritten,
         }
 
 
@@ -108,13 +111,13 @@ def evaluate(
     each: Callable[[Result], None] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Asks every question; one that fails counts as answered wrongly, and Ctrl-C ends with what is done by then.
+    """Asks every question; one that fails counts as answered wrongly. Ctrl-C ends with what is done by then.
 
     Args:
         bot: what answers.
         questions: with their labels.
         prefix: what stands before a document's id in `Hit.source`, where the index is of one corpus file.
-        each: given every result as it comes.
+        each: given every result as it comes; a RagError that it raises ends with what is done by then.
         progress: told how far it is, as 'answering'.
 
     Raises:
@@ -132,6 +135,8 @@ def evaluate(
         if not done.results:
             raise
         done.interrupted = True
+    except RagError as error:
+        done.unwritten = str(error)
     return done
 
 

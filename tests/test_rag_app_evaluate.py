@@ -299,6 +299,40 @@ def test_bad_arguments_get_one_line(run: Run, tmp_path: Path, arguments: Any, co
     assert told in stderr
 
 
+def test_rows_never_go_over_what_is_read_nor_unasked_over_a_file(run: Run, corpus: Path, tmp_path: Path) -> None:
+    questions, kept = written(tmp_path / "q.jsonl", *SMALL), (tmp_path / "kept.jsonl")
+    kept.write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(questions)
+    before = questions.read_bytes(), corpus.read_bytes()
+    for out, told in (
+        (questions, "is what is read"),
+        (link, "is what is read"),
+        (corpus, "is what is read"),
+        (tmp_path / "none" / "x", "there is no folder"),
+        (tmp_path, "is a folder"),
+    ):
+        code, _, stderr = run("eval", questions, "--corpus", corpus, "--out", out, "--force")
+        assert (code, stderr.count("\n")) == (1, 1) and told in stderr
+    code, _, stderr = run("eval", questions, "--corpus", corpus, "--out", kept)
+    assert code == 1 and "overwrite it with --force" in stderr
+    assert run("eval", questions, "--out", "")[0] == 2
+    assert before == (questions.read_bytes(), corpus.read_bytes()) and kept.read_text() == "mine"
+
+
+def test_rows_that_cannot_be_written_end_with_the_scores_so_far(indexed: tuple[Index, str]) -> None:
+    questions = [Question("1", "What?", ("it",), True), Question("2", "When?", ("now",), True)]
+    with eval_command.lines(Path("/dev/full")) as write:
+        done = evaluate(Script(indexed[0], {"What?": said("it")}), questions, each=write)
+    report = {**done.report(), "asked": 2}
+    assert (report["n"], report["answers"]["em"]) == (1, 1)
+    with pytest.raises(
+        console.Failed, match=r"'/dev/full' cannot be written \(No space.* of 1 of 2 questions"
+    ) as failed:
+        eval_command.fail_if_needed(report)
+    assert failed.value.result["n"] == 1
+
+
 @pytest.mark.parametrize("command", ["eval", "calibrate"])
 def test_bad_questions_get_one_line(run: Run, tmp_path: Path, command: str) -> None:
     questions = written(tmp_path / "q.jsonl", {"question": "fine?"}, {"query": "no"})

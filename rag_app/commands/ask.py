@@ -22,13 +22,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Streams the answer to a person, or gives it whole to a program."""
-    bot, generator = flags.make_bot(options)
-    try:
-        if options.json:
-            return bot.ask(options.question).as_dict()
-        _show(bot, options.question)
-    finally:
-        generator.close()
+    with flags.own_stdout(options):
+        bot, generator = flags.make_bot(options)
+        try:
+            if options.json:
+                return bot.ask(options.question).as_dict()
+            _show(bot, options.question)
+        finally:
+            generator.close()
     return None
 
 

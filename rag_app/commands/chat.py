@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
     console.add_index(chat)
     flags.add_generator(chat)
     flags.add_decoding(chat)
-    flags.add_answer(chat)
+    flags.add_answer(chat, changing=True)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from index import console
 from index.console import say, warn
 from index.errors import RagError
-from rag_app.commands import flags
+from rag_app.commands import flags, output
 
 if TYPE_CHECKING:
     from rag_app.bot import Bot
@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("eval", help="measure answers, retrieval, refusals and citations on your questions")
     command.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl", help="labelled, see docs/evaluation.md")
     command.add_argument("--limit", type=positive, metavar="N", help="a random sample of them, drawn by --seed")
-    command.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line per question")
+    command.add_argument("--out", type=output.named, metavar="FILE", help="write a JSON line per question")
+    command.add_argument("--force", action="store_true", help="overwrite that file")
     command.add_argument("--adapter", type=console.words, default="off", metavar="NAME", help="off (default): none")
     command.set_defaults(run=run)
     add_place(command)
@@ -84,14 +85,17 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
     if options.adapter != "off":
         raise RagError(f"there is no adapter '{options.adapter}': give --adapter off, or leave it out")
-    chosen = flags.settings(options)  # bad usage shall show before anything is read
-    questions, prefix = read_questions(options.questions), place(options)
-    bot, generator = flags.make_bot(options)
-    try:
-        bot.load()
-        report = measure(bot, questions, prefix, options, chosen.decoding.seed)
-    finally:
-        generator.close()
+    with flags.own_stdout(options):
+        chosen = flags.settings(options)  # bad usage shall show before anything is read
+        if options.out:
+            options.out = output.checked(options.out, options.force, filter(None, (options.questions, options.corpus)))
+        questions, prefix = read_questions(options.questions), place(options)
+        bot, generator = flags.make_bot(options)
+        try:
+            bot.load()
+            report = measure(bot, questions, prefix, options, chosen.decoding.seed)
+        finally:
+            generator.close()
     if not options.json:
         show(report)
     fail_if_needed(report)
@@ -134,11 +138,19 @@ def lines(out: Path | None) -> "Iterator[Callable[[Result], None] | None]":
     if out is None:
         yield None
         return
-    with out.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+    try:
+        stream = out.open("ab" if output.irregular(out) else "wb", buffering=0)  # nothing is left to fail at the end
+    except OSError as error:
+        raise output.unwritable(out, error) from error
+    with stream:
 
         def write(result: "Result") -> None:
-            stream.write(json.dumps(result.as_dict()) + "\n")
-            stream.flush()
+            row = (json.dumps(result.as_dict()) + "\n").encode("ascii")
+            try:
+                while row:
+                    row = row[stream.write(row) :]
+            except OSError as error:
+                raise output.unwritable(out, error) from error
 
         yield write
 
@@ -147,8 +159,11 @@ def fail_if_needed(report: dict[str, Any]) -> None:
     """Scores of half of the questions, or of none, are no success.
 
     Raises:
-        Failed: it was interrupted, or every question failed; the report comes along.
+        Failed: it was interrupted, its rows could not be written, or every question failed; the report comes along.
     """
+    if report["unwritten"]:
+        of = f"the scores are of {report['n']} of {report['asked']} questions"
+        raise console.Failed(f"{report['unwritten']} ({of})", report)
     if report["interrupted"]:
         raise console.Failed(f"interrupted: the scores are of {report['n']} of {report['asked']} questions", report)
     if len(report["errors"]) == report["n"]:

@@ -1,6 +1,8 @@
 """The flags that commands share, made from the tables of settings: file and command line know the same names."""
 
 import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -54,9 +56,7 @@ def add_generator(command: argparse.ArgumentParser) -> None:
     """Adds what chooses the model, and `--config`."""
     command.set_defaults(fail=command.error)
     group = command.add_argument_group("model")
-    group.add_argument(
-        "--config", metavar="FILE", help="settings in TOML (default: config.toml in the home)"
-    )
+    group.add_argument("--config", metavar="FILE", help="settings in TOML (default: config.toml in the home)")
     _add(group, ENGINE)
 
 
@@ -67,8 +67,13 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", type=console.words, metavar="TEXT", help="end where this would come")
 
 
-def add_answer(command: argparse.ArgumentParser) -> None:
-    """Adds how a question is answered."""
+def add_answer(command: argparse.ArgumentParser, *, changing: bool = False) -> None:
+    """Adds how a question is answered.
+
+    Args:
+        changing: whether the strategy may become another while the command runs.
+    """
+    command.set_defaults(changing=changing)
     group = command.add_argument_group("answer")
     _add(group, ANSWER)
     group.add_argument("--quotes", metavar="on|off", help="quotes must stand verbatim in a passage (default: on)")
@@ -84,7 +89,7 @@ def settings(options: argparse.Namespace) -> tables.Settings:
     """The settings of file and command line together; what is wrong on the command line ends it as bad usage.
 
     Raises:
-        SettingInvalid: the file is wrong.
+        SettingInvalid: the file is wrong, or the examples or tools that are named.
     """
     given: dict[str, dict[str, Any]] = {}
     for table, kind in tables.TABLES.items():
@@ -97,7 +102,29 @@ def settings(options: argparse.Namespace) -> tables.Settings:
             tables.checked(kind, given[table])
     except SettingInvalid as error:
         options.fail(str(error))
-    return tables.load(options.config, given)
+    chosen = tables.load(options.config, given)
+    if options.tools and chosen.answer.strategy != "react" and not options.changing:
+        options.fail("a --tool is used by the strategy react alone: add --strategy react, or leave it out")
+    _try(chosen.answer)
+    return chosen
+
+
+def _try(answer: tables.Options) -> None:
+    """Reads what settings name of the user's own, so that mistakes in it show before anything is loaded."""
+    if answer.examples is not None:
+        from rag_app.examples import load_examples
+
+        load_examples(answer.examples)
+    if answer.tools and answer.strategy == "react":
+        from rag_app.tools import load_tool
+
+        for tool in answer.tools:
+            load_tool(tool)
+
+
+def own_stdout(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Keeps stdout for the one JSON object: what a user's tool or model prints meanwhile goes to stderr."""
+    return redirect_stdout(sys.stderr) if options.json else nullcontext()
 
 
 def _on_off(text: str) -> bool:
