@@ -11,6 +11,7 @@ from rag_app.engines.native import Model
 from rag_app.models import locate
 
 N_CTX = 512
+MARK = [2, 198, 1, 520]
 SIZE = 32
 """Most tokens of a batch here, to be quick."""
 STORY = "The king had many sons, and each of them wanted a horse of another colour. " * 40
@@ -38,8 +39,8 @@ def words(model: Model, seed: int, count: int) -> list[int]:
 
 
 def prompt_of(*messages: list[int]) -> list[Batch]:
-    """Messages of given tokens, and a few that ask for the reply."""
-    return cut([*((message, True) for message in messages), ([1, 520, 9531, 198], False)], SIZE)
+    """Messages of given tokens, with what a template writes behind each."""
+    return cut([piece for message in messages for piece in ((message, True), (MARK, False))], SIZE)
 
 
 def read(decoder: Decoder, prompt: list[Batch]) -> tuple[int, Any]:
@@ -71,16 +72,15 @@ def length(prompt: list[Batch]) -> int:
 # cutting
 
 
-def test_a_prompt_is_cut_behind_messages_and_every_so_many_tokens() -> None:
+def test_a_prompt_is_cut_before_messages_and_every_so_many_tokens() -> None:
     assert cut([]) == []
     assert cut([([1, 2], False), ([3], True), ([4], False), ([5, 6], True), ([7], False)], 9) == [
-        (1, 2, 3),
-        (4, 5, 6),
-        (7,),
+        (1, 2, 3, 4),
+        (5, 6, 7),
     ]
-    assert cut([(list(range(5)), True), ([9], False)], 2) == [(0, 1), (2, 3), (4,), (9,)]
-    assert cut([(list(range(4)), True)], 2) == [(0, 1), (2, 3)]
-    assert cut([([1], False), ([], True), ([2], False)], 9) == [(1,), (2,)]
+    assert cut([(list(range(5)), True), ([9], False)], 2) == [(0, 1), (2, 3), (4, 9)]
+    assert cut([(list(range(4)), True), ([9], True)], 2) == [(0, 1), (2, 3), (9,)]
+    assert cut([([1], False), ([], True), ([], True), ([2], False)], 9) == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 256])
@@ -88,18 +88,18 @@ def test_where_a_prompt_is_cut_depends_on_nothing_behind_it(size: int) -> None:
     pieces = [([1, 2], False), ([3, 4, 5, 6, 7], True), ([8], False)]
     longer = cut([*pieces, ([9, 10, 11], True)], size)
     whole = cut(pieces, size)
-    assert longer[: len(whole) - 1] == whole[:-1]
+    assert longer[: len(whole)] == whole
 
 
 # reuse
 
 
-def test_the_same_prompt_again_evaluates_its_last_batch_and_gives_the_same_bits(model: Model, decoder: Decoder) -> None:
+def test_the_same_prompt_again_needs_no_evaluation_and_gives_the_same_bits(model: Model, decoder: Decoder) -> None:
     prompt = prompt_of(words(model, 1, 75), words(model, 2, 20))
     before = fresh(decoder, prompt)
     written = write(decoder, 5)
     reused, again = read(decoder, prompt)
-    assert reused == length(prompt) - 4
+    assert reused == length(prompt)
     assert np.array_equal(before, again)
     assert write(decoder, 5) == written
 
@@ -111,7 +111,7 @@ def test_a_follow_up_evaluates_what_comes_after_the_earlier_messages(model: Mode
     fresh(decoder, first)
     write(decoder, 20)
     reused, logits = read(decoder, longer)
-    assert reused == 90
+    assert reused == length(first)
     assert np.array_equal(anew, logits)
 
 
@@ -142,7 +142,7 @@ def test_interleaved_conversations_keep_what_was_read(model: Model, decoder: Dec
     for turn in range(4):
         for messages in turns.values():
             reused, logits = read(decoder, prompt_of(*messages[: turn + 1]))
-            assert reused == 20 * turn
+            assert reused == 24 * turn
             write(decoder, 3)
     assert np.array_equal(logits, fresh(decoder, prompt_of(*turns[3])))
 
@@ -151,7 +151,7 @@ def test_the_slot_longest_unused_is_given_up(model: Model, decoder: Decoder) -> 
     prompts = [prompt_of(words(model, number, 20)) for number in range(4)]
     for prompt in prompts:
         read(decoder, prompt)
-    assert [read(decoder, prompt)[0] for prompt in prompts[1:]] == [20, 20, 20]
+    assert [read(decoder, prompt)[0] for prompt in prompts[1:]] == [24, 24, 24]
     assert read(decoder, prompts[0])[0] == 0
 
 
@@ -161,17 +161,17 @@ def test_a_long_common_beginning_is_copied_and_both_prompts_stay(model: Model, d
     fresh(decoder, prompt_of(common, one))
     write(decoder, 3)
     reused, logits = read(decoder, prompt_of(common, other))
-    assert reused == len(common)
+    assert reused == len(common) + len(MARK)
     assert np.array_equal(anew, logits)
-    assert read(decoder, prompt_of(common, one))[0] == len(common) + 20
-    assert read(decoder, prompt_of(common, other))[0] == len(common) + 22
+    for prompt in (prompt_of(common, one), prompt_of(common, other)):
+        assert read(decoder, prompt)[0] == length(prompt)
 
 
 def test_a_short_common_beginning_costs_nobody_a_slot(model: Model, decoder: Decoder) -> None:
     system, one, other = words(model, 1, 20), words(model, 2, 100), words(model, 3, 30)
     read(decoder, prompt_of(system, one))
     assert read(decoder, prompt_of(system, other))[0] == 0
-    assert read(decoder, prompt_of(system, one))[0] == 120
+    assert read(decoder, prompt_of(system, one))[0] == 128
 
 
 def test_a_short_rest_is_given_up_where_every_slot_is_taken(model: Model, decoder: Decoder) -> None:
@@ -179,8 +179,8 @@ def test_a_short_rest_is_given_up_where_every_slot_is_taken(model: Model, decode
     prompts = [prompt_of(words(model, 5, 20)), prompt_of(words(model, 6, 20)), prompt_of(common, words(model, 2, 20))]
     for prompt in prompts:
         read(decoder, prompt)
-    assert read(decoder, prompt_of(common, words(model, 3, 20)))[0] == SIZE
-    assert [read(decoder, prompt)[0] for prompt in prompts] == [20, 20, SIZE]
+    assert read(decoder, prompt_of(common, words(model, 3, 20)))[0] == SIZE + len(MARK)
+    assert [read(decoder, prompt)[0] for prompt in prompts] == [24, 24, SIZE + len(MARK)]
 
 
 def test_nothing_is_kept_after_forgetting(model: Model, decoder: Decoder) -> None:
@@ -219,7 +219,7 @@ def test_one_slot_serves_too(model: Model) -> None:
     anew = fresh(decoder, other)
     fresh(decoder, one)
     reused, logits = read(decoder, other)
-    assert reused == 100
+    assert reused == 3 * SIZE  # what follows the whole prompt was not kept
     assert np.array_equal(anew, logits)
 
 

@@ -514,9 +514,7 @@ def test_a_follow_up_reads_only_what_is_new(model: LlamaCpp) -> None:
     talk += [first, HumanMessage("Name three more.")]
     second = model.invoke(talk)
     assert first.usage_metadata
-    marks = model.count_tokens([Message("user", "Hi")]) - model.count_tokens([Message("user", "")])
-    assert marks == 1
-    assert first.usage_metadata["input_tokens"] - 6 <= cached(second) < first.usage_metadata["input_tokens"]
+    assert cached(second) == first.usage_metadata["input_tokens"]
     model.forget()
     anew = model.invoke(talk)
     assert cached(anew) == 0

@@ -21,11 +21,17 @@ BATCH = 128
 WORTH_COPYING = 256
 """Tokens whose evaluation takes longer than the copying of a slot, however large the model."""
 
+ABORTED = 2
+"""What llama_decode gives then."""
+
 Batch = tuple[int, ...]
 
 
 def cut(pieces: Iterable[tuple[list[int], bool]], size: int = BATCH) -> list[Batch]:
-    """Cuts a prompt into batches: behind every message, and every `size` tokens within one.
+    """Cuts a prompt into batches: where a message's content begins, but for the first's, and every `size` tokens.
+
+    What the template writes between two contents goes with the first of them. So a whole prompt is a beginning of the
+    prompt that follows up on it, where the template writes the same before an answer to come as before one that came.
 
     Args:
         pieces: token ids of the prompt's segments, each with whether it is the content of a message.
@@ -33,9 +39,14 @@ def cut(pieces: Iterable[tuple[list[int], bool]], size: int = BATCH) -> list[Bat
     """
     batches: list[Batch] = []
     current: list[int] = []
-    for tokens, ends_message in pieces:
+    begun = False
+    for tokens, content in pieces:
+        if content and begun and current:
+            batches.append(tuple(current))
+            current = []
+        begun = begun or content
         current += tokens
-        while len(current) > size or (ends_message and current):
+        while len(current) > size:
             batches.append(tuple(current[:size]))
             current = current[size:]
     return [*batches, tuple(current)] if current else batches
@@ -46,18 +57,21 @@ class _Slot:
     number: int
     batches: list[Batch] = field(default_factory=list)
     """Of the prompt that it holds; a reply may follow in the cache."""
+    logits: Any = None
+    """What follows them, where that is known."""
     used: int = 0
 
     def shared(self, prompt: list[Batch]) -> list[Batch]:
-        """The leading batches that the prompt has, too, but for the prompt's last: its logits are needed."""
+        """The leading batches that the prompt has, too; not its last one where the logits are not known."""
+        most = len(prompt) if self.logits is not None and self.batches == prompt else len(prompt) - 1
         same = 0
-        while same < min(len(self.batches), len(prompt) - 1) and self.batches[same] == prompt[same]:
+        while same < min(len(self.batches), most) and self.batches[same] == prompt[same]:
             same += 1
         return self.batches[:same]
 
     def lost(self, prompt: list[Batch]) -> int:
-        """Tokens that would have to be read again for its own prompt; the last batch only asked for the reply."""
-        return _length(self.batches[len(self.shared(prompt)) : -1])
+        """Tokens that would have to be read again for its own prompt."""
+        return _length(self.batches[len(self.shared(prompt)) :])
 
 
 class Decoder:
@@ -77,8 +91,8 @@ class Decoder:
         self._slots = [_Slot(number) for number in range(self._open(slots or (model.slots if model.rewinds else 1)))]
         self._memory = self._api.llama_get_memory(self._context)
         self._slot = self._slots[0]
-        self._end = 0
-        self._clock = 0
+        self._end = self._clock = 0
+        self._next: Any = None
         self._batch = _Arrays(self._api, batch)
         self._unwanted: Callable[[], bool] = lambda: False
         self._abort = self._api.ggml_abort_callback(lambda data: self._unwanted())
@@ -102,33 +116,38 @@ class Decoder:
         """Evaluates a prompt, batch by batch; ends early once it is `unwanted`.
 
         Yields:
-            before each batch how many tokens need no evaluation any more; the first number is of those reused.
+            how many tokens need no evaluation any more: first those reused, then after each batch.
         """
-        self._slot, shared = self._choose(prompt)
+        slot, shared = self._choose(prompt)
+        self._slot = slot
         self._clock += 1
-        self._slot.used = self._clock
+        slot.used = self._clock
         self._rewind(len(shared))
         self._unwanted = unwanted
-        for batch in prompt[len(shared) :]:
-            yield self._end
-            if unwanted() or not self._evaluate_batch(batch, logits=batch is prompt[-1]):
+        yield self._end
+        for number, batch in enumerate(prompt[len(shared) :], len(shared) + 1):
+            if unwanted() or not self._read_batch(batch, logits=number == len(prompt)):
                 return
-            self._slot.batches.append(batch)
+            slot.batches.append(batch)
+            if number == len(prompt):
+                slot.logits = self._logits().copy()
+            yield self._end
+        self._next = slot.logits.copy()
 
     def write(self, token: int) -> None:
         """Evaluates one token of the reply."""
         self._decode([token], logits=True)
+        self._next = self._logits()
 
     def logits(self) -> Any:
-        """What the last evaluation says of the next token: a view of (n_vocab,) float32, gone with the next one."""
-        pointer = self._api.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+        """What comes next, after a whole prompt or a token: (n_vocab,) float32, to be changed at will until then."""
+        return self._next
 
     def forget(self) -> None:
         """Drops every prompt that is kept."""
         self._api.llama_memory_clear(self._memory, True)
         for slot in self._slots:
-            slot.batches = []
+            slot.batches, slot.logits = [], None
 
     def _choose(self, prompt: list[Batch]) -> tuple[_Slot, list[Batch]]:
         """The slot to work in: one whose whole prompt this one begins with, else the one longest unused.
@@ -151,15 +170,17 @@ class Decoder:
     def _copy(self, source: _Slot, target: _Slot) -> None:
         self._api.llama_memory_seq_rm(self._memory, target.number, -1, -1)
         self._api.llama_memory_seq_cp(self._memory, source.number, target.number, -1, -1)
-        target.batches = list(source.batches)
+        target.batches, target.logits = list(source.batches), source.logits
 
     def _rewind(self, kept: int) -> None:
         """Takes out of the slot what follows its first `kept` batches."""
-        del self._slot.batches[kept:]
+        if kept < len(self._slot.batches):
+            del self._slot.batches[kept:]
+            self._slot.logits = None
         self._end = _length(self._slot.batches)
         self._api.llama_memory_seq_rm(self._memory, self._slot.number, self._end, -1)
 
-    def _evaluate_batch(self, batch: Batch, logits: bool) -> bool:
+    def _read_batch(self, batch: Batch, logits: bool) -> bool:
         """False where it was given up in the middle."""
         # llama.cpp asks after every operation, which is cheap beside a batch but not beside a single token
         self._api.llama_set_abort_callback(self._context, self._abort, None)
@@ -168,18 +189,19 @@ class Decoder:
         finally:
             self._api.llama_set_abort_callback(self._context, self._api.ggml_abort_callback(0), None)
 
+    def _logits(self) -> Any:
+        """A view of what the last evaluation says, gone with the next one."""
+        pointer = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._model.n_vocab,))
+
     def _decode(self, tokens: Batch | list[int], logits: bool) -> bool:
         self._batch.fill(tokens, self._end, self._slot.number, logits)
         code = self._api.llama_decode(self._context, self._batch.struct)
         if code not in (0, ABORTED):
-            self._slot.batches = []
-            self._api.llama_memory_seq_rm(self._memory, self._slot.number, -1, -1)
+            self._rewind(0)
             raise Refused("failed", f"llama_decode gave {code}")
         self._end += len(tokens)
         return bool(code == 0)
-
-
-ABORTED = 2
 
 
 def _length(batches: list[Batch]) -> int:
