@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_app.errors import SettingInvalid
+from rag_app.halves import repaired
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ def _example(line: str, place: str) -> Example:
     passages = row.get("passages") or []
     if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
         raise SettingInvalid(f"{place} has passages that are no list of texts: write a row {FORM} a line")
-    return Example(row["question"].strip(), row["answer"].strip(), tuple(passages))
+    return Example(repaired(row["question"]).strip(), repaired(row["answer"]).strip(), tuple(map(repaired, passages)))
 
 
 def pick(question: str, examples: Sequence[Example], n: int, encode: Encode | None = None) -> list[Example]:

@@ -12,12 +12,14 @@ A document a line: `_id` or `id`, `title`, and `text` or `sentences`; or `paragr
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from index.beir import DatasetInvalid, invalid, read_rows
+from rag_app.halves import repaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,20 @@ def read_questions(path: str | Path) -> list[Question]:
         DatasetInvalid: the file cannot be read or is empty, or a line is no question; the message names the line.
     """
     path = Path(path)
-    questions = [_question(path, number, row) for number, row in read_rows(path)]
+    questions = [_question(path, number, row) for number, row in _rows(path)]
     if not questions:
         raise DatasetInvalid(f"'{path}' holds no question: write one JSON object a line, with a 'question'")
     return questions
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_rows`, with texts that a tokenizer takes."""
+    for number, row in read_rows(path):
+        try:
+            text = json.dumps(row, ensure_ascii=False)
+            yield number, row if (whole := repaired(text)) == text else json.loads(whole)
+        except RecursionError:
+            raise invalid(path, number, "nested too deeply: write texts and lists of texts") from None
 
 
 def _question(path: Path, number: int, row: dict[str, Any]) -> Question:
@@ -140,7 +152,7 @@ def read_documents(path: str | Path) -> Iterator[dict[str, Any]]:
         DatasetInvalid: the file cannot be read or is empty, or a line is no document or has the id of an earlier one.
     """
     path, seen = Path(path), set[str]()
-    for number, row in read_rows(path):
+    for number, row in _rows(path):
         for document in _documents(path, number, row):
             if document["_id"] not in seen:
                 seen.add(document["_id"])

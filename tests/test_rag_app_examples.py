@@ -124,3 +124,9 @@ def test_examples_are_encoded_once(encoder: Any) -> None:
 def test_by_meaning_with_the_real_encoder(real_encoder: Any) -> None:
     (picked,) = pick("How much time do I have to cancel the rental?", load_examples(), 1, real_encoder.encode)
     assert picked.answer == "three months"
+
+
+def test_halves_of_characters_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text('{"question": "a\\ud800?", "answer": "\\udc00 \\ud83d\\ude00", "passages": ["\\ud83d"]}')
+    assert load_examples(str(path)) == [Example("a\ufffd?", "\ufffd \U0001f600", ("\ufffd",))]

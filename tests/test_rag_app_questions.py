@@ -184,3 +184,17 @@ def test_public_sets_are_read(name: str, count: int, evidence: int) -> None:
     assert len(questions) == count
     assert sum(len(question.evidence) for question in questions) == evidence
     assert all(question.answers for question in questions if question.answerable)
+
+
+def test_halves_of_characters_are_replaced(tmp_path: Path) -> None:
+    row = '{"question": "a\\ud800?", "answers": ["\\udc00 \\ud83d\\ude00"], "_id": 1, "text": "\\ud83d", "id": 2}'
+    path = written(tmp_path / "q.jsonl", row)
+    assert read_questions(path) == [Question("2", "a\ufffd?", ("\ufffd \U0001f600",), True)]
+    assert list(read_documents(path)) == [{"_id": "1", "title": "", "text": "\ufffd"}]
+
+
+@pytest.mark.parametrize("row", ["NaN", "[]", '{"question": ' + "[" * 90_000])
+def test_a_line_that_is_no_object_is_told_without_advice_on_other_files(tmp_path: Path, row: str) -> None:
+    with pytest.raises(DatasetInvalid, match="line 1: no JSON") as caught:
+        read_questions(written(tmp_path / "q.jsonl", row))
+    assert "_id" not in str(caught.value)
