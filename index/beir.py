@@ -161,7 +161,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise invalid(path, number, f"no JSON ({error}): write one JSON object a line") from None
         if not isinstance(row, dict):
-            raise invalid(path, number, "no JSON object: write one a line, with an '_id'")
+            raise invalid(path, number, "no JSON object: write one a line")
         yield number, row
 
 
