@@ -46,12 +46,12 @@ class Decoding:
         for name, low, high in RANGES:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                most = f" to {high:g}" if high < math.inf else " up"
-                raise SettingInvalid(f"{name} is {value!r}: give a number from {low:g}{most}")
+                most = f" to {high}" if high < math.inf else " up"
+                raise SettingInvalid(f"{name} is {shown(value)}: give a number from {low}{most}")
             if name in WHOLE and not isinstance(value, int):
                 raise SettingInvalid(f"{name} is {value!r}: give a whole number")
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            raise SettingInvalid(f"stop is {self.stop!r}: give texts that are not empty")
+            raise SettingInvalid(f"stop is {shown(self.stop)}: give texts that are not empty")
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
@@ -89,3 +89,16 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("frequency_penalty", -10, 10),
     ("seed", 0, 2**32 - 1),
 )
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: short, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits, lists in lists
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+SHOWN = 100
+"""Most characters of a value in a message."""

@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from rag_app.decoding import Decoding
+from rag_app.decoding import Decoding, shown
 from rag_app.errors import SettingInvalid
+from rag_app.halves import repaired
 from rag_app.settings import Options, Settings, checked
 
 OPTIONS, DECODING = ({f.name for f in fields(table)} for table in (Options, Decoding))
@@ -65,11 +66,12 @@ class Preferences:
 def _value(table: type[Any], name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
+    except RecursionError as error:
+        raise SettingInvalid(f"{name} is {shown(text)}: it is nested too deeply") from error
     except ValueError:
-        return checked(table, {name: text})
-    try:
-        return checked(table, {name: value})
-    except SettingInvalid:
-        with suppress(SettingInvalid):
-            return checked(table, {name: text})  # a text that looks like a number
-        raise
+        value = text
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
+        whole = [repaired(one) for one in texts]
+        value = whole if isinstance(value, list) else whole[0]
+    return checked(table, {name: value})

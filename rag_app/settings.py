@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from index.paths import home
-from rag_app.decoding import Decoding
+from rag_app.decoding import Decoding, shown
 from rag_app.errors import SettingInvalid
 
 if TYPE_CHECKING:
@@ -62,9 +62,16 @@ class Options:
         for name, low, high in (("k", 1, 1000), ("shots", 0, 100), ("max_steps", 1, 100), ("budget", 1, 10**6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise SettingInvalid(f"{name} is {value!r}: give a whole number from {low} to {high:,}")
-        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
-            raise SettingInvalid(f"min_confidence is {self.min_confidence!r}: give a number from 0 to 1")
+                raise SettingInvalid(f"{name} is {shown(value)}: give a whole number from {low} to {high:,}")
+        least = self.min_confidence
+        if least is not None and (isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1):
+            raise SettingInvalid(f"min_confidence is {shown(least)}: give a number from 0 to 1")
+        if not isinstance(self.quotes, bool):
+            raise SettingInvalid(f"quotes is {shown(self.quotes)}: give True or False")
+        if self.examples is not None and not (isinstance(self.examples, str) and self.examples.strip()):
+            raise SettingInvalid(f"examples is {shown(self.examples)}: give the name of a JSONL file")
+        if not isinstance(self.tools, tuple) or not all(isinstance(tool, str) and tool for tool in self.tools):
+            raise SettingInvalid(f"tools is {shown(self.tools)}: give a tuple of texts, each module:name")
         for name, choices in (("strategy", Strategy), ("rewrite", Rewrite)):
             if getattr(self, name) not in get_args(choices):
                 raise SettingInvalid(_unknown(name, str(getattr(self, name)), get_args(choices)))
@@ -105,7 +112,11 @@ class GeneratorSettings:
         for name, low, high in (("n_ctx", 64, 10**7), ("timeout", 0.01, 10**6), ("retries", 0, 100)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise SettingInvalid(f"{name} is {value!r}: give a number from {low} to {high:,}")
+                raise SettingInvalid(f"{name} is {shown(value)}: give a number from {low} to {high:,}")
+        for name in ("model", "device", "base_url", "api_key_env"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "model" and value is None):
+                raise SettingInvalid(f"{name} is {shown(value)}: give a text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +131,11 @@ class Settings:
     """How a question is answered."""
 
 
+ONLY: dict[str, Engine] = {
+    **dict.fromkeys(("precision", "device"), "transformers"),
+    **dict.fromkeys(("base_url", "api_key_env", "timeout", "retries"), "server"),
+}
+"""Settings that one engine alone has."""
 TABLES: dict[str, type[Any]] = {"generator": GeneratorSettings, "decoding": Decoding, "answer": Options}
 Table = TypeVar("Table")
 
@@ -132,7 +148,8 @@ def load(path: str | Path | None = None, given: Mapping[str, Mapping[str, Any]] 
         given: settings by table and name that take precedence.
 
     Raises:
-        SettingInvalid: the file is missing or no TOML, or a table, name or value is not one of ours.
+        SettingInvalid: the file is missing or no TOML, or a table, name or value is not one of ours, or is a setting of
+            another engine than the one that is chosen.
     """
     file = Path(path) if path else home() / "config.toml"
     stored = _read(file) if path or file.exists() else {}
@@ -148,8 +165,22 @@ def load(path: str | Path | None = None, given: Mapping[str, Mapping[str, Any]] 
             from_file = checked(kind, values)
         except SettingInvalid as error:
             raise SettingInvalid(f"'{file}': {error}") from error
-        made[table] = kind(**{**from_file, **checked(kind, (given or {}).get(table, {}))})
+        from_line = checked(kind, (given or {}).get(table, {}))
+        if from_line.get("engine", own := from_file.get("engine", "llama.cpp")) != own:  # the file's is not used
+            from_file = {name: value for name, value in from_file.items() if name not in ONLY or ONLY[name] != own}
+        made[table] = kind(**{**from_file, **from_line})
+    _check_fit(made["generator"])
     return Settings(**made)
+
+
+def _check_fit(chosen: GeneratorSettings) -> None:
+    """Refuses what the engine would have to ignore."""
+    for f in fields(chosen):
+        engine = ONLY.get(f.name, chosen.engine)
+        if engine != chosen.engine and getattr(chosen, f.name) != f.default:
+            raise SettingInvalid(
+                f"{f.name} is a setting of the engine {engine}: leave it out, or choose that instead of {chosen.engine}"
+            )
 
 
 def checked(kind: type[Table], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,13 +205,16 @@ def _as(hint: Any, name: str, value: Any) -> Any:
     if get_origin(hint) is tuple:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise SettingInvalid(f"{name} is {value!r}: give a list of texts")
+            raise SettingInvalid(f'{name} is {shown(value)}: give a list of texts, such as ["…"]')
         return tuple(texts)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise SettingInvalid(f"{name} is {shown(value)}: give a smaller number") from error
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(sorted(getattr(k, "__name__", str(k)) for k in kinds if k is not type(None)))
-        raise SettingInvalid(f"{name} is {value!r}: give a value of type {wanted}")
+        raise SettingInvalid(f"{name} is {shown(value)}: give a value of type {wanted}")
     return value
 
 
@@ -189,22 +223,25 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingInvalid(f"the settings '{file}' cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise SettingInvalid(f"the settings '{file}' are nested too deeply: write tables of plain values") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
         raise SettingInvalid(f"the settings '{file}' are no TOML ({error}): mend that line") from error
 
 
 def _unknown(what: str, given: str, known: Any) -> str:
     near = difflib.get_close_matches(given, list(known), 1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"there is no {what} '{given}': {hint}there are {', '.join(known)}"
+    return f"there is no {what} '{given[:100]}': {hint}there are {', '.join(known)}"
 
 
 def make_generator(settings: Settings) -> "Generator":
     """The engine that the settings name, not yet loaded.
 
     Raises:
-        SettingInvalid: a decoding setting is one that this engine lacks.
+        SettingInvalid: a setting is one that this engine lacks.
     """
+    _check_fit(settings.generator)
     chosen, decoding = settings.generator, settings.decoding
     match chosen.engine:
         case "llama.cpp":

@@ -323,6 +323,9 @@ def test_an_encoder_that_does_not_exist(home: Path, run: Any) -> None:
         (["ask", QUESTION, "--quotes", "perhaps"], "quotes is 'perhaps': give on or off"),
         (["ask", QUESTION, "--min-confidence", "2"], "min_confidence is 2.0: give a number from 0 to 1"),
         (["ask", QUESTION, "--top-p", "1.5"], "top_p is 1.5: give a number from 0 to 1"),
+        (["ask", QUESTION, "--seed", "9" * 11], "give a number from 0 to 4294967295"),
+        (["ask", QUESTION, "--examples", ""], "examples is '': give the name of a JSONL file"),
+        (["ask", QUESTION, "--tool", "my:tool"], "a --tool is used by the strategy react alone"),
         (["ask", QUESTION, "--stop", ""], "stop is ('',): give texts that are not empty"),
     ],
 )

@@ -302,6 +302,12 @@ def test_help_names_every_command() -> None:
         ("/set k 0", "k is 0: give a whole number from 1"),
         ("/set temperature -1", "temperature is -1"),
         ("/set top_k 3", "the engine has no top_k"),
+        ("/set temperature " + "9" * 400, "99…: give a smaller number"),
+        ("/set temperature " + "9" * 5000, "99…: give a value of type float"),
+        ("/set k " + "[" * 50_000, "it is nested too deeply"),
+        ('/set stop ["a", ""]', "stop is ('a', ''): give texts that are not empty"),
+        ("/set tools 5", "tools is 5: give a list of texts"),
+        ('/set examples ""', "examples is '': give the name"),
     ],
 )
 def test_a_wrong_command_is_one_line(line: str, complaint: str) -> None:
@@ -332,6 +338,7 @@ def test_settings_belong_to_the_conversation_and_are_kept() -> None:
     out = talk.type(
         "/strategy react",
         "/set temperature 0.5",
+        '/set stop ["\\ud800"]',
         "/set stop END",
         "/set min_confidence 0.25",
         "/set quotes false",
@@ -340,7 +347,7 @@ def test_settings_belong_to_the_conversation_and_are_kept() -> None:
         "/new",
         "Two?",
     )
-    assert "strategy: react\n" in out and "stop: ('END',)\n" in out
+    assert "strategy: react\n" in out and "stop: ('END',)\n" in out and "stop: ('\ufffd',)\n" in out
     first, second = talk.bot.asked
     assert first[2:] == (
         Options(strategy="react", min_confidence=0.25, quotes=False),

@@ -148,6 +148,11 @@ def test_empty_files_and_those_of_windows_are_fine(file: Path, text: str) -> Non
         ("[answer]\nk = 1\nk = 2", "are no TOML"),
         (b"[answer]\n# Gr\xfc\xdfe\n", "are no TOML"),
         (b"\x00\x01\x02", "are no TOML"),
+        ("[answer]\nk = " + "[" * 5000 + "]" * 5000, "are nested too deeply"),
+        ("[answer]\nk = " + "9" * 5000, "are no TOML"),
+        ("[answer]\nk = " + "9" * 4000, "99…: give a whole number"),
+        ("[decoding]\ntemperature = " + "9" * 400, "99…: give a smaller number"),
+        ("[answer]\nexamples = ''", "examples is '': give the name of a JSONL file"),
     ],
 )
 def test_a_wrong_file_is_told_by_one_line_that_names_it(file: Path, text: str | bytes, words: str) -> None:
@@ -164,9 +169,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_options_made_in_code_are_checked_too() -> None:
-    for bad in ({"k": 0}, {"k": True}, {"shots": 1.5}, {"strategy": "none"}, {"min_confidence": -0.1}):
+    bad: dict[str, Any]
+    for bad in (
+        *({"k": 0}, {"k": True}, {"k": 10**5000}, {"shots": 1.5}, {"strategy": "none"}, {"quotes": "off"}),
+        *({"min_confidence": -0.1}, {"min_confidence": "x"}, {"min_confidence": True}),
+        *({"examples": 5}, {"examples": ""}, {"tools": [5]}, {"tools": "os.path:join"}, {"tools": ("",)}),
+    ):
         with pytest.raises(SettingInvalid, match=next(iter(bad))):
-            Options(**bad)  # type: ignore[arg-type]
+            Options(**bad)
     with pytest.raises(SettingInvalid, match="timeout"):
         GeneratorSettings(timeout=float("nan"))
 
@@ -182,6 +192,21 @@ def test_every_setting_is_documented(table: type) -> None:
     for field, after in pairwise(body):
         if isinstance(field, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{table.__name__}.{ast.unparse(field.target)}"
+
+
+def test_what_the_command_line_chooses_leaves_the_settings_of_the_files_engine_aside(file: Path) -> None:
+    file.write_text("[generator]\nengine = 'server'\nbase_url = 'http://h/v1'\nn_ctx = 512\n")
+    assert load(file).generator.base_url == "http://h/v1"
+    chosen = load(file, {"generator": {"engine": "llama.cpp"}}).generator
+    assert (chosen.n_ctx, chosen.base_url) == (512, GeneratorSettings().base_url)
+    with pytest.raises(SettingInvalid, match="precision is a setting of the engine transformers"):
+        load(file, {"generator": {"precision": "nf4"}})
+    with pytest.raises(SettingInvalid, match="retries is a setting of the engine server"):
+        make_generator(Settings(generator=GeneratorSettings(retries=0)))
+    file.write_text("[generator]\ndevice = 'cpu'\n")
+    with pytest.raises(SettingInvalid, match="device is a setting of .* or choose that instead of llama.cpp"):
+        load(file)
+    assert load(file, {"generator": {"engine": "transformers"}}).generator.device == "cpu"
 
 
 ENGINES: dict[str, dict[str, Any]] = {
