@@ -1,7 +1,11 @@
 """Quote marks stay only around what a passage says, however the stream is cut."""
 
+import random
+from itertools import pairwise
+
 import pytest
 
+from rag_app.marks import MARKS, PAIRS, Line
 from rag_app.quotes import QuoteCheck
 
 PASSAGES = [
@@ -38,15 +42,48 @@ ANSWERS = {
     'It "lives in\n\nthe Ituri "rainforest"': 'It lives in\n\nthe Ituri "rainforest"',
     '- "lives on\n- "lives in"\n': '- lives on\n- "lives in"\n',
     'a "': "a ",
-    # no quotations
-    "It's 15\" wide and 20\" high, isn't it?": "It's 15\" wide and 20\" high, isn't it?",
-    'A "15" screen" is 15" wide.': 'A "15" screen" is 15" wide.',
+    # marks of inches and of Hebrew abbreviations are told from quote marks by another sign
+    "It's 15\" wide and 20\" high, isn't it?": "It's 15″ wide and 20″ high, isn't it?",
+    'It is 5.5" or 3/4" or 5½", (7").': "It is 5.5″ or 3/4″ or 5½″, (7″).",
+    'ארה"ב היא': "ארה״ב היא",
+    'בארה"ב': "בארה״ב",
+    'In 2020" we are bankrupt 2020"': "In 2020 we are bankrupt 2020",
+    'In 2020"*we are bankrupt* 3"': "In 2020*we are bankrupt* 3",
+    'In 20"*we are bankrupt* 3"': "In 20*we are bankrupt* 3",
+    'In 20" we are bankrupt" today': "In 20″ we are bankrupt today",
+    'א"we are bankrupt א"': "אwe are bankrupt א",
+    'ב"שקר גמור" היום': "בשקר גמור היום",
+    'x15" we are "bankrupt" now': "x15 we are bankrupt now",
     "'lives in the Congo'": "'lives in the Congo'",
-    'the empty "" stays': 'the empty "" stays',
-    'a " b " c': 'a " b " c',
-    # code
-    'Set `x = "cats"` and "cats".': 'Set `x = "cats"` and cats.',
+    # with blanks inside, without any outside, doubled, or with a mark too few
+    'the empty "" goes': "the empty  goes",
+    'a " b " c': "a  b  c",
+    'He said " we are bankrupt " today.': "He said  we are bankrupt  today.",
+    '"\xa0we are bankrupt\xa0"': "\xa0we are bankrupt\xa0",
+    'It " lives in " it': 'It " lives in " it',
+    'In 2020"we are bankrupt".': "In 2020we are bankrupt.",
+    '"."we are bankrupt"."': ".we are bankrupt.",
+    '"" we are bankrupt ""': " we are bankrupt ",
+    '""we are bankrupt""': "we are bankrupt",
+    '""lives in"" it': '"lives in" it',
+    '"“we are bankrupt”"': "we are bankrupt",
+    '„we are bankrupt"': "we are bankrupt",
+    "»we are bankrupt": "we are bankrupt",
+    "we are bankrupt」 and』": "we are bankrupt and",
+    # within another, as the passage has it
+    'It says “Set `name = "okapi"` first”.': 'It says “Set `name = "okapi"` first”.',
+    'It says “Set `name = "okapi"` last”.': "It says Set `name = okapi` last.",
+    # code is what stands between lines of backticks
+    'Set `x = "cats"` and "cats".': "Set `x = cats` and cats.",
+    'It is ` "we are bankrupt"': "It is ` we are bankrupt",
+    'It is ``` "we are bankrupt"\n"cats sleep"': "It is ``` we are bankrupt\ncats sleep",
+    '```"we are bankrupt"``` and': "```we are bankrupt``` and",
     '```py\nx = "cats"\n```\n"cats"': '```py\nx = "cats"\n```\ncats',
+    '> - ````py\n "cats"\n```\n"cats"\n  ```` x\n"cats"\n````\n"cats"': (
+        '> - ````py\n "cats"\n```\n"cats"\n  ```` x\n"cats"\n````\ncats'
+    ),
+    '2020 ```\n"cats sleep"': "2020 ```\ncats sleep",
+    '1. ```\n"cats sleep"': '1. ```\n"cats sleep"',
     'Do "this:\n```\nx = "cats"\n```\n"cats"': 'Do this:\n```\nx = "cats"\n```\ncats',
     '"Set `name = "okapi"` first"': '"Set `name = "okapi"` first"',
     # the question's own words
@@ -77,7 +114,54 @@ def test_every_way_to_cut_the_stream_shows_the_same(answer: str) -> None:
 
 def test_dropped_quotations_are_counted_once() -> None:
     assert check(['"cats" and "dogs sleep" and "blue" and "never closed'])[1] == 3
-    assert check(['"blue" `"cats"`'])[1] == 0
+    assert check(['"blue" ```"cats"``` and `"blue"`'])[1] == 1
+    assert check(['""cats sleep""'])[1] == check(['" cats sleep "'])[1] == 1
+    assert check(['"blue" »'])[1] == 0
+
+
+@pytest.mark.parametrize("opening", PAIRS)
+def test_marks_of_all_kinds(opening: str) -> None:
+    for closing in PAIRS[opening]:
+        for blank in ("", " ", "\xa0"):
+            invented = f"{blank}we are bankrupt{blank}"
+            assert check([f"So {opening}{invented}{closing} it is"]) == (f"So {invented} it is", 1)
+            true = f"So {opening}{blank}lives in{blank}{closing} it is"
+            assert check([true]) == (true, 0)
+
+
+def unmarked(text: str) -> str:
+    """A text without what stands between marks of a kind; each of these has to stand in a passage."""
+    left, sources = "", [" ".join(passage.split()) for passage in PASSAGES]
+    while text:
+        character, text = text[0], text[1:]
+        if character in PAIRS:
+            end = next(at for at, other in enumerate(text) if other in PAIRS[character])
+            quote = " ".join(text[:end].split())
+            assert any(map(str.isalnum, quote))
+            assert any(quote in source for source in sources), quote
+            text = text[end + 1 :]
+        else:
+            left += character
+    return left
+
+
+def test_no_mixture_of_marks_and_words_leaves_marks_round_what_no_passage_says() -> None:
+    parts = [*sorted(MARKS), *'""""""``  \n\n', "```", *"15 .,-*3א(", " we are", " lives in the ", "okapi", "The okapi"]
+    parts += ["Ituri", " said ", '"stop"', "bankrupt", "2020", "lives", "\xa0", "```\n", "\n\n"]
+    chance = random.Random(0)
+    kept = 0
+    for _ in range(4000):
+        answer = "".join(chance.choices(parts, k=chance.randint(1, 14)))
+        cuts = sorted(chance.choices(range(len(answer) + 1), k=3))
+        text, dropped = check([answer[a:b] for a, b in pairwise([0, *cuts, len(answer)])])
+        assert (text, dropped) == check([answer])
+        lines, place = "", Line()
+        for character in text:
+            lines += character if not place.fence else "\n"
+            place = place.after(character)
+        assert not MARKS & set(unmarked(lines)), (answer, text)
+        kept += bool(MARKS & set(text))
+    assert kept > 200
 
 
 def test_an_invented_quotation_is_passed_on_as_soon_as_it_is_seen_to_be_one() -> None:
