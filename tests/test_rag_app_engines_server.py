@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -50,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.asked.set()
                 (self.server.acts.pop(0) if self.server.acts else say("fine"))(self)
             elif self.path in self.server.pages:
-                self.json(200, self.server.pages[self.path])
+                page = self.server.pages[self.path]
+                page(self) if callable(page) else self.json(200, page)
             else:
                 self.json(404, {"error": {"message": "File Not Found"}})
         except OSError:
@@ -416,6 +418,8 @@ def test_a_template_without_a_system_role_gets_its_text_with_the_question(fake: 
         ("llamacpp", {}, {}, 1234),
         ("me", {}, {}, 1234),
         ("openai", {"max_model_len": None}, {}, 1234),
+        ("vllm", {"max_model_len": -5}, {}, 1234),
+        ("vllm", {"max_model_len": True, "context_length": 512}, {}, 512),
     ],
 )
 def test_the_window_is_the_servers_or_else_ours(
@@ -443,7 +447,7 @@ def test_tokens_are_counted_by_one_request(fake: Fake, chat: Any, owner: str, pa
     assert fake.requests[-1][3] == {"model": "m1", "messages": [{"role": "user", "content": "a< /s>b"}]}
 
 
-@pytest.mark.parametrize("answer", [None, {}, [], {"count": "many"}])
+@pytest.mark.parametrize("answer", [None, {}, [], {"count": "many"}, {"count": -3}, {"count": True}])
 def test_tokens_are_estimated_where_the_server_cannot_count(fake: Fake, chat: Any, answer: Any) -> None:
     fake.owner("vllm")
     if answer is not None:
@@ -460,6 +464,8 @@ def test_tokens_are_estimated_where_the_server_cannot_count(fake: Fake, chat: An
         ({"/v1/models": {"object": "list"}}, {}, "lists no model"),
         ({"/v1/models": ["m1"]}, {}, "lists no model"),
         ({"/v1/models": {"data": [{"id": 5}, 7]}}, {}, "lists no model"),
+        ({"/v1/models": {"data": 5}}, {}, "lists no model"),
+        ({"/v1/models": {"data": {"id": "m1"}}}, {}, "lists no model"),
     ],
 )
 def test_a_server_without_a_list_of_models_wants_a_name(
@@ -494,10 +500,17 @@ def test_plain_http_behind_https(fake: Fake) -> None:
     assert "cannot be reached" in failed(ServerChat(base_url=fake.url.replace("http:", "https:")))
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://localhost/v1", "http://", "http:///v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:8080", "ftp://localhost/v1", "http://", "http:///v1", "http://[::1", "http://a b/v1"),
+        *("http://u:secret@h:65536/v1", "http://h:x/v1", "http://h:0/v1", "http://h:-1/v1", "file:///etc/passwd"),
+    ],
+)
 def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(SettingInvalid, match="base_url"):
+    with pytest.raises(SettingInvalid, match=r"base_url is .*: give an address such as") as caught:
         ServerChat(base_url=url)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -648,7 +661,24 @@ def test_a_chunked_stream_that_is_cut(fake: Fake, chat: Any) -> None:
     assert "the answer broke off" in failed(chat()) and len(fake.sent) == 1
 
 
-@pytest.mark.parametrize("act", [silent, stream(then=silent), stream(delta("The"), then=silent)])
+def trickle(data: bytes) -> Act:
+    """The same bytes again and again, until the other side leaves."""
+
+    def act(handler: Handler) -> None:
+        while not select.select([handler.connection], [], [], 0.02)[0]:
+            handler.wfile.write(data)
+        handler.wait_until_left()
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        *(silent, stream(then=silent), stream(delta("The"), then=silent), stream(then=trickle(b": still there\n\n"))),
+        *(stream(delta("The"), then=trickle(b"\n")), stream(then=trickle(b'data: {"choices": []}\n\n'))),
+    ],
+)
 def test_silence_ends_after_the_time_out_with_beats_meanwhile(fake: Fake, chat: Any, act: Act) -> None:
     fake.acts = [act]
     beats = 0
@@ -658,6 +688,28 @@ def test_silence_ends_after_the_time_out_with_beats_meanwhile(fake: Fake, chat: 
     assert beats >= 3
     assert len(fake.sent) == 1  # what is slow is not asked twice
     assert fake.left.wait(10)
+
+
+def test_a_list_of_models_that_comes_drop_by_drop_ends_after_a_while(fake: Fake, chat: Any) -> None:
+    fake.pages["/v1/models"] = stream(then=trickle(b" "))
+    assert "said nothing for 0.1 s" in failed(chat(timeout=0.1))
+    assert fake.left.wait(10)
+
+
+@pytest.mark.parametrize("usage", [5, [], {"prompt_tokens": -3, "completion_tokens": "x"}, {"prompt_tokens": True}])
+def test_odd_counts_count_for_nothing(fake: Fake, chat: Any, usage: Any) -> None:
+    fake.acts = [say("a", "b", usage=usage)]
+    reply = chat().invoke("Hi")
+    assert reply.text == "ab" and reply.usage_metadata["input_tokens"] == 0
+    assert reply.usage_metadata["output_tokens"] == 2
+
+
+def test_a_reply_is_whole_when_the_server_says_that_it_is_done(fake: Fake, chat: Any) -> None:
+    fake.acts = [stream(delta("It is."), "[DONE]")]
+    reply = chat().invoke("Hi")
+    assert reply.text == "It is." and reply.response_metadata["finish_reason"] == "stop"
+    fake.acts = [stream("[DONE]")]
+    assert "left its reply without an end" in failed(chat(retries=0))
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -694,7 +746,24 @@ def test_after_a_failure_the_server_may_be_another(fake: Fake, chat: Any) -> Non
 # Stopping
 
 
-@pytest.mark.parametrize("act", [silent, stream(then=silent), stream(delta("The"), then=silent)])
+def trickle(data: bytes) -> Act:
+    """The same bytes again and again, until the other side leaves."""
+
+    def act(handler: Handler) -> None:
+        while not select.select([handler.connection], [], [], 0.02)[0]:
+            handler.wfile.write(data)
+        handler.wait_until_left()
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        *(silent, stream(then=silent), stream(delta("The"), then=silent), stream(then=trickle(b": still there\n\n"))),
+        *(stream(delta("The"), then=trickle(b"\n")), stream(then=trickle(b'data: {"choices": []}\n\n'))),
+    ],
+)
 def test_closing_the_iterator_closes_the_connection(fake: Fake, chat: Any, act: Act) -> None:
     fake.acts = [act]
     replies = chat(timeout=3600).stream("Hi")

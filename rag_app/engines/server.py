@@ -20,7 +20,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from rag_app.decoding import Decoding
 from rag_app.engines.outside import PER_MESSAGE, PER_PROMPT, Tally, estimate, neutral, neutral_turns, one_line
-from rag_app.engines.wire import Failure, Piece, Wire
+from rag_app.engines.wire import Failure, Piece, Wire, count
 from rag_app.errors import PromptTooLong, ServerFailed, SettingInvalid
 from rag_app.prompt import Message
 
@@ -94,7 +94,7 @@ class ServerChat(BaseChatModel):
     n_ctx: int = 4096
     """Context window in tokens where the server does not tell its own."""
     timeout: float = 60.0
-    """Seconds without a word from the server that count as failure."""
+    """Seconds without a word from the server that count as failure; comments and empty pieces are no words."""
     retries: int = 3
     """How often a request that failed for a passing reason is sent again, as long as no text has come."""
     decoding: Decoding = Decoding()
@@ -172,9 +172,9 @@ class ServerChat(BaseChatModel):
         if text_only:
             what = {"input": "\n".join(turn.content for turn in turns)}
         answer = self._wire.ask(self._wire.root + facts.kind.counts, {"model": facts.model, **what})
-        count = _field(answer, "count") or _field(answer, "input_tokens")
+        told = count(_field(answer, "count")) or count(_field(answer, "input_tokens"))
         around = PER_PROMPT + PER_MESSAGE * len(turns) if text_only else 0
-        return count + around if isinstance(count, int) else 0
+        return told and told + around
 
     def _known(self) -> Facts:
         with self._lock:
@@ -191,7 +191,8 @@ class ServerChat(BaseChatModel):
             if failure.status not in (404, 405, 501) or not self.model:
                 raise
             listed = {}  # it serves without a list
-        entries = [e for e in _field(listed, "data") or [] if isinstance(_field(e, "id"), str)]
+        data = _field(listed, "data")
+        entries = [e for e in data if isinstance(_field(e, "id"), str)] if isinstance(data, list) else []
         models = [e["id"] for e in entries]
         model = self.model or (models[0] if models else "")
         if not model:
@@ -201,16 +202,15 @@ class ServerChat(BaseChatModel):
         return Facts(kind, model, self._window_of(kind, entry) or self.n_ctx, models)
 
     def _window_of(self, kind: Kind, entry: dict[str, Any]) -> int:
-        told = entry.get("max_model_len") or entry.get("context_length")  # vLLM and SGLang; OpenRouter
+        told = count(entry.get("max_model_len")) or count(entry.get("context_length"))  # vLLM and SGLang; OpenRouter
         if kind is KINDS["llamacpp"]:
             try:
-                told = _field(
-                    _field(self._wire.ask(f"{self._wire.root}/props"), "default_generation_settings"), "n_ctx"
-                )
+                settings = _field(self._wire.ask(f"{self._wire.root}/props"), "default_generation_settings")
+                told = count(_field(settings, "n_ctx"))
             except Failure as failure:
                 if failure.passing or failure.status == 0:
                     raise
-        return told if isinstance(told, int) else 0
+        return told
 
     def _stream(
         self,

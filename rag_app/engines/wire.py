@@ -8,16 +8,19 @@ import asyncio
 import os
 import queue
 import random
+import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from time import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from rag_app.decoding import shown
 from rag_app.engines.outside import END, drain, one_line
 from rag_app.errors import ServerFailed, SettingInvalid
 
@@ -30,6 +33,8 @@ PATIENCE = 60.0
 """Longest wait in seconds that a server may ask for (Retry-After)."""
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses for which the same request may do better later."""
+MOST = 10**9
+"""Tokens that no prompt, reply or window has."""
 Put = Callable[[Any], None]
 
 
@@ -64,9 +69,7 @@ class Wire:
 
     def __init__(self, base_url: str, key_env: str, timeout: float, retries: int) -> None:
         self._url = base_url.rstrip("/")
-        parts = urlsplit(self._url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SettingInvalid(f"base_url is '{base_url}': give an address such as http://localhost:8080/v1")
+        parts = _address(self._url)
         self.address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # no password in messages
         self.root = self._url.removesuffix("/v1")
         """Where a server has what is no part of OpenAI's interface."""
@@ -90,10 +93,11 @@ class Wire:
         client = self._ready()
 
         async def once(put: Put) -> None:
-            if body is None:
-                answer = await client.get(path, cast_to=object)
-            else:
-                answer = await client.post(path, body=body, cast_to=object)
+            async with asyncio.timeout(2 * self._timeout):  # to connect, and to answer: it may come drop by drop
+                if body is None:
+                    answer = await client.get(path, cast_to=object)
+                else:
+                    answer = await client.post(path, body=body, cast_to=object)
             if not isinstance(answer, dict | list):
                 raise Failure(f"{self.address} answers {path} with what is no JSON: {REMEDY}", said=str(answer))
             put(answer)
@@ -109,30 +113,41 @@ class Wire:
         client = self._ready()
 
         async def once(put: Put) -> None:
-            from openai import AsyncStream
-
-            stream = await client.post(
-                "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=AsyncStream[object]
-            )
-            try:
-                kind = stream.response.headers.get("content-type", "")
-                if "event-stream" not in kind:
-                    raise Failure(f"{self.address} answers with {one_line(kind) or 'something'}, no stream: {REMEDY}")
-                finished = False
-                async for event in stream:
-                    piece = _piece(event)
-                    finished = finished or bool(piece.finish)
-                    put(piece)
-                if not finished:
-                    raise Failure(
-                        f"{self.address} left its reply without an end: look at its log (a prompt beyond its window "
-                        "can do that; --n-ctx tells the window)",
-                        passing=True,
-                    )
-            finally:
-                await stream.close()
+            async with asyncio.timeout(2 * self._timeout) as limit:  # to connect, and to begin to answer
+                stream = await client.post(
+                    "/chat/completions", body=body, cast_to=object, stream=True, stream_cls=_stream_kind()
+                )
+                try:
+                    kind = stream.response.headers.get("content-type", "")
+                    if "event-stream" not in kind:
+                        what = one_line(kind) or "something"
+                        raise Failure(f"{self.address} answers with {what}, no stream: {REMEDY}")
+                    await self._read(stream, put, limit)
+                finally:
+                    await stream.close()
 
         return self._run(once)
+
+    async def _read(self, stream: Any, put: Put, limit: asyncio.Timeout) -> None:
+        """Puts the pieces; signs of life without a word, comments and empty pieces, put off the limit no more."""
+
+        def go_on(seconds: float) -> None:
+            limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+        finished = spoken = False
+        go_on(self._timeout)
+        async for event in stream:
+            piece = _piece(event)
+            finished, spoken = finished or bool(piece.finish), spoken or bool(piece.text or piece.thinks)
+            if piece != Piece():
+                go_on(self._timeout)
+            put(piece)
+        if not (finished or (spoken and stream.done)):
+            raise Failure(
+                f"{self.address} left its reply without an end: look at its log (a prompt beyond its window "
+                "can do that; --n-ctx tells the window)",
+                passing=True,
+            )
 
     def kill(self) -> None:
         """Ends every request under way; whoever waits for one gets a ServerFailed."""
@@ -220,7 +235,7 @@ class Wire:
             return self._refused(error)
         cause = type(error.__cause__ or error).__name__
         reason = one_line(error.__cause__ or error) or cause
-        if isinstance(error, openai.APITimeoutError) and cause != "ConnectTimeout":
+        if isinstance(error, TimeoutError) or (isinstance(error, openai.APITimeoutError) and cause != "ConnectTimeout"):
             return Failure(f"{self.address} said nothing for {self._timeout:g} s: ask again, or raise --timeout")
         if cause in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
             return Failure(f"{self.address} cannot be reached ({reason}): start the server, or check --base-url")
@@ -266,6 +281,36 @@ class Wire:
 REMEDY = "check that --base-url is of an OpenAI-compatible server (it ends with /v1)"
 
 
+def _address(url: str) -> SplitResult:
+    """The parts of an address, refused where no request could go there."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises for one that cannot be
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    sound = parts.scheme in ("http", "https") and parts.hostname and port != 0 and not re.search(r"[\s\x00-\x1f]", url)
+    if not sound:
+        safe = re.sub(r"//[^/]*@", "//", url)  # no password in messages
+        raise SettingInvalid(f"base_url is {shown(safe)}: give an address such as http://localhost:8080/v1")
+    return parts
+
+
+@lru_cache(1)
+def _stream_kind() -> type[Any]:
+    """A stream of OpenAI's client that tells whether the server said that it is done."""
+    from openai import AsyncStream
+
+    class Told(AsyncStream[object]):
+        done = False
+
+        async def _iter_events(self) -> AsyncIterator[Any]:
+            async for event in super()._iter_events():
+                self.done = self.done or event.data.startswith("[DONE]")
+                yield event
+
+    return Told
+
+
 async def _end(client: "AsyncOpenAI") -> None:
     await client.close()
     await asyncio.get_running_loop().shutdown_asyncgens()
@@ -300,7 +345,9 @@ def _piece(event: Any) -> Piece:
     """Raises whatever an event of another shape leads to; it becomes a line."""
     choice = (event.get("choices") or [{}])[0]
     delta = choice.get("delta") or {}
-    usage = event.get("usage") or {}
+    usage = event.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
     content = delta.get("content") or ""
     if isinstance(content, list):  # Mistral's: blocks, those of thoughts among them
         content = "".join(block["text"] for block in content if block.get("type") == "text")
@@ -310,7 +357,12 @@ def _piece(event: Any) -> Piece:
         text=content,
         thinks=any(delta.get(name) for name in ("reasoning_content", "reasoning", "tool_calls", "function_call")),
         finish=str(choice.get("finish_reason") or ""),
-        prompt=int(usage.get("prompt_tokens") or 0),
-        written=int(usage.get("completion_tokens") or 0),
-        cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        prompt=count(usage.get("prompt_tokens")),
+        written=count(usage.get("completion_tokens")),
+        cached=count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
     )
+
+
+def count(value: object) -> int:
+    """A number of tokens that a server tells; 0, for not known, where that is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MOST else 0
