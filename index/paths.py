@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The one folder that everything is written under: `$RAG_HOME`, else `./.rag`."""
-    return Path(os.environ.get("RAG_HOME") or ".rag")
+    """The one folder that everything is written under: `$RAG_HOME`, where ~ is the user's, else `./.rag`."""
+    return Path(os.path.expanduser(os.environ.get("RAG_HOME") or ".rag"))  # noqa: PTH111  (Path's raises for ~nobody)
 
 
 def default_index() -> Path:
