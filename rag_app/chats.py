@@ -3,6 +3,7 @@
 Each call opens the file anew, so that none goes on with one that was moved away, and a kill leaves nothing to tidy.
 """
 
+import errno
 import json
 import os
 import random
@@ -115,11 +116,13 @@ class Chats:
         """All conversations that have messages, the latest first."""
         sql = (
             "SELECT chat, min(at), max(at), count(*), (SELECT options FROM settings WHERE settings.chat = m.chat), "
-            "(SELECT substr(content, 1, 400) FROM messages AS q WHERE q.chat = m.chat AND role = 'user' "
+            "(SELECT content FROM messages AS q WHERE q.chat = m.chat AND role = 'user' "
             "ORDER BY id LIMIT 1) FROM messages AS m GROUP BY chat ORDER BY max(at) DESC, max(id) DESC"
         )
         return [
-            Chat(str(chat), _title(str(question or "")), float(started), float(last), int(count), _details(options))
+            Chat(
+                str(chat), _title(str(question or "")[:400]), float(started), float(last), int(count), _details(options)
+            )
             for chat, started, last, count, options, question in self._read(sql)
         ]
 
@@ -238,7 +241,7 @@ class Chats:
         """Rows of a query; none from a file that is not there or just being begun."""
 
         def attempt() -> list[Any]:
-            if not self._path.exists():
+            if not self._begun():
                 return []
             with closing(self._connect("mode=rw" if self._is_live() else "immutable=1")) as db:
                 db.execute("BEGIN")  # one view of the file, while others change it
@@ -248,6 +251,19 @@ class Chats:
                 return db.execute(sql, values).fetchall()
 
         return self._patiently(attempt)
+
+    def _begun(self) -> bool:
+        """Whether there is a file; raises OSError where none could be begun: something is in the way, a link broken."""
+        if self._path.exists():
+            return True
+        place = Path(os.path.realpath(self._path)) if self._path.is_symlink() else self._path
+        folder = place.parent
+        while place == self._path and not os.path.lexists(folder):
+            folder = folder.parent  # it is made with the file
+        if not folder.is_dir():
+            code = errno.ENOTDIR if os.path.lexists(folder) else errno.ENOENT
+            raise OSError(code, os.strerror(code), str(folder))
+        return False
 
     def _write(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Does something in one transaction, whole or not at all, on a file of the current schema."""

@@ -87,10 +87,14 @@ def test_reading_makes_no_file(path: Path) -> None:
     assert not path.parent.exists()
 
 
-def test_the_file_lies_in_the_home_folder() -> None:
+def test_the_file_lies_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Chats().add("a", Turn("user", "hi"))
     assert (Path(os.environ["RAG_HOME"]) / "chats.sqlite3").is_file()
     assert Chats().turns("a") == [Turn("user", "hi")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAG_HOME", "~/own")
+    Chats().add("a", Turn("user", "hi"))
+    assert (tmp_path / "own" / "chats.sqlite3").is_file()
 
 
 def test_threads_and_a_second_program_write_a_new_file_at_once(path: Path) -> None:
@@ -200,7 +204,27 @@ def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ChatsUnusable, match="check the permissions"):
         Chats(tmp_path / "file" / "chats.sqlite3").add("a", Turn("user", "hi"))
-    assert Chats(tmp_path / "file" / "chats.sqlite3").turns("a") == []
+
+
+@pytest.mark.parametrize("broken", ["file", "file/below", "link", "home/link"])
+def test_a_home_where_no_conversation_could_be_begun_is_not_taken_for_an_empty_one(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "home").mkdir()
+    for link in (tmp_path / "link", tmp_path / "home" / "link"):
+        link.symlink_to(tmp_path / "gone" / "x")
+    path = tmp_path / broken if broken == "home/link" else tmp_path / broken / "chats.sqlite3"
+    with pytest.raises(ChatsUnusable, match="cannot be read or kept"):
+        Chats(path).add("a", Turn("user", "hi"))
+    with pytest.raises(ChatsUnusable, match="cannot be read or kept"):
+        Chats(path).chats()
+
+
+def test_a_home_that_is_still_to_be_made_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "other.sqlite3")
+    for path in (tmp_path / "new" / "er" / "chats.sqlite3", tmp_path / "link"):
+        assert Chats(path).chats() == []
+        Chats(path).add("a", Turn("user", "hi\0you"))
+        assert Chats(path).chats()[0].title == "hi\0you"
 
 
 OLD = """
