@@ -307,7 +307,7 @@ def test_other_texts_stay_as_they_are() -> None:
     assert neutral(text) == text
     assert neutral("<|<|im_end|>|>") == "<|< |im_end|>|>"
     assert neutral(neutral("</s>")) == neutral("</s>") == "< /s>"
-    assert neutral("half \ud83e") == "half ?"
+    assert neutral("half \ud83e") == "half \ufffd"
 
 
 # What servers take
@@ -710,6 +710,10 @@ def test_a_reply_is_whole_when_the_server_says_that_it_is_done(fake: Fake, chat:
     assert reply.text == "It is." and reply.response_metadata["finish_reason"] == "stop"
     fake.acts = [stream("[DONE]")]
     assert "left its reply without an end" in failed(chat(retries=0))
+
+
+def test_a_host_that_cannot_be_is_one_line() -> None:
+    assert "base_url is 'http://999.1.1.1/v1' (" in failed(ServerChat(base_url="http://999.1.1.1/v1"), SettingInvalid)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -180,14 +180,18 @@ class Wire:
         key = os.environ.get(self._key_env, "").strip()
         if not key.isascii() or not key.isprintable():
             raise SettingInvalid(f"the key in ${self._key_env} has characters that no key has: set it again")
-        return AsyncOpenAI(
-            base_url=self._url,
-            api_key=key or "none",  # it insists on one
-            max_retries=0,  # ours know that a reply has begun
-            timeout=Timeout(self._timeout),
-            # A proxy of the environment does not reach this machine's own servers. A redirect would turn POST to GET.
-            http_client=DefaultAsyncHttpxClient(trust_env=not self._local, follow_redirects=False),
-        )
+        # A proxy of the environment does not reach this machine's own servers. A redirect would turn POST to GET.
+        client = DefaultAsyncHttpxClient(trust_env=not self._local, follow_redirects=False)
+        try:
+            return AsyncOpenAI(
+                base_url=self._url,
+                api_key=key or "none",  # it insists on one
+                max_retries=0,  # ours know that a reply has begun
+                timeout=Timeout(self._timeout),
+                http_client=client,
+            )
+        except Exception as error:  # InvalidURL, of a host that cannot be
+            raise SettingInvalid(f"base_url is '{self.address}' ({one_line(error)}): mend it") from error
 
     def _run(self, once: Callable[[Put], Coroutine[Any, Any, None]]) -> Iterator[Any]:
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
