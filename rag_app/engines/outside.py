@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk
 
+from rag_app.engines.marks import whole
 from rag_app.prompt import Message, Role
 
 BEAT = 0.2
@@ -20,13 +21,28 @@ PER_MESSAGE, PER_PROMPT = 16, 64
 """Tokens allowed for what a chat template writes around a message and around them all."""
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 
-# <|im_end|>, <｜User｜>, <|turn> and <turn|>; <s>, <think>, <tool_call>, <start_of_turn>, <0x0A>; <<SYS>>; [INST].
-_WORDS = "s|bos|eos|pad|unk|cls|sep|mask|think|tools|filename|reponame|unused\\d+|0x[0-9A-Fa-f]{2}|\\w*_\\w*"
+# <s>, <EOT>, <think>, <AI>, <image>, <start_of_turn>, <fim-prefix>, <seed:bos>, <unused9>, <0x0A>, <用户>. No HTML.
+_NAMES = (
+    "(?i:s|bos|eos|pad|unk|cls|sep|mask|eo[adhmptw]|so[phtw]|ai|think|tools|filename|reponame|image|img|video|audio|"
+    r"(?:unused|ctrl|extra|reserved|special)\d+|0x[0-9a-f]{2}|fim-\w+|seed:\w+)|\w*_\w*|[\u3400-\u9fff]{1,8}"
+)
+# [INST], [BOS], [UNUSED_TOKEN_146]
 _MARKS = (
-    "INST|THINK|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CONTENT|SYSTEM_PROMPT|ARGS|CALL_ID|IMG|gMASK|sMASK|CLS|SEP"
+    "INST|THINK|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CONTENT|SYSTEM_PROMPT|MODEL_SETTINGS|ARGS|CALL_ID|"
+    "IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|gMASK|sMASK|BOS|EOS|PAD|SEP|CLS|MASK|UNK|"
+    r"(?:UNUSED_TOKEN_|UNUSED|unused|CONTROL_|control_)\d+"
 )
 _CONTROL = re.compile(
-    f"<(?=[|｜][^<>\\s]{{1,64}}>|[^<>\\s]{{1,64}}[|｜]>|/?(?:{_WORDS})>|<?/?SYS>>)|\\[(?=/?(?:{_MARKS})\\])"
+    "|".join(
+        (
+            r"<(?=[|｜][^<>\s]{1,64}>|[^<>\s]{1,64}[|｜]>)",  # <|im_end|>, <｜User｜>, <|turn> and <turn|>
+            r"‹(?=[|｜][^‹›\s]{1,64}›)",
+            r"\[(?=[|｜][^\[\]\s]{1,64}[|｜]\])",  # [|assistant|]
+            f"<(?=/?(?:{_NAMES})>|<?/?SYS>>)",
+            rf"\[(?=/?(?:{_MARKS})\])",
+            r"\](?=~[a-z]\]|~![a-z]\[|![a-z]~\[)|\[(?=[a-z]~\[)",  # ]~b], ]~!b[, ]!p~[, [e~[
+        )
+    )
 )
 
 _WORD = re.compile(r"\S+|([^\S])\1*")
@@ -37,9 +53,9 @@ def neutral(text: str) -> str:
     """The text with a space after the first character of whatever looks like a control token: `< |im_end|>`.
 
     A space and no invisible character: some tokenizers drop those before they look for control tokens. Halves of
-    characters, which cannot be sent, become question marks.
+    characters, which cannot be sent, become U+FFFD.
     """
-    return _CONTROL.sub(lambda mark: f"{mark[0]} ", text.encode("utf-8", "replace").decode())
+    return _CONTROL.sub(lambda mark: f"{mark[0]} ", whole(text))
 
 
 def neutral_turns(messages: Sequence[BaseMessage]) -> list[Message]:
