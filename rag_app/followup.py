@@ -81,17 +81,21 @@ VAGUE = _set(
 
 WORD = re.compile(r"[^\W_](?:\w|['.-](?=\w))*|_+\w+")
 OPENER = re.compile(
-    r"^(?:(?:and|but|or|so|then|also|ok|okay|well|now|yes|no|thanks|thank you|great|hmm)\b[\s,.:;!–—-]*)+", re.I
+    r"^(?:(?:and|but|or|so|then|also|ok|okay|well|now|yes|no|thanks|thank you|great|hmm|"
+    r"(?:one more|another|next|last|a quick) (?:question|thing))\b[\s,.:;!–—-]*)+",
+    re.I,
 )
-ABOUT = re.compile(
-    r"^(?:(?:and|but|so) )?(?:what|how) about\b[\s,:]*|^what if\b|^(?:same|likewise|also|only|even|or)\b[\s,:]*", re.I
-)
+ABOUT = re.compile(r"^(?:(?:and|but|so) )?(?:what|how) about\b[\s,:]*|^(?:same|likewise)\b(?!-)[\s,:]*", re.I)
+BESIDE = re.compile(r"^what if\b|^(?:also|only|even|or)\b(?!-)[\s,:]*", re.I)
+"""What ties a question to the last one, unless it names things of its own."""
 EMPTY_IT = re.compile(
     r"\bit(?:'s| is| was| be| become)? (?:also |always |ever |really |still )?(?:possible|necessary|better|best|worth|"
     r"safe|ok|okay|true|recommended|required|important|allowed|enough|hard|easy|normal|common|useful|take|takes|"
     r"make sense|makes sense|matter|matters|mean to|mean when|mean if|mean for|mean that|raining)\b"
     r"|\b(?:make|makes|making|made|find|is|was|isn't) it (?:\w+ )?(?:possible|impossible|easy|easier|hard|harder|"
-    r"difficult|clear)\b|\b(?:is|was) it to\b|\bit costs? to\b",
+    r"difficult|clear)\b|\b(?:is|was) it to\b|\bit costs? to\b"
+    r"|\bwhat (?:time|day|date|year) (?:is|was) it\b|\b(?:is|was) it that\b"
+    r"|\bit (?:is |'s |was )?(?:rain|snow|hail)(?:s|ing|ed)?\b",
     re.I,
 )
 SAID = re.compile(
@@ -108,6 +112,12 @@ PICKED = re.compile(
     r"|\bwhich one(?! (?:of|the)\b)|\bboth\b(?!.* and )",
     re.I,
 )
+NAMED_AFTER = re.compile(r"\w+(?: two| three)?, (?:(?:the |an? )?[A-Z]\w|[^,?]+ (?:or|and) )")
+"""A pronoun and then, set off, what it stands for: 'is he, Einstein?', 'of these two, okapi or axolotl,'."""
+TOPIC = re.compile(r"^([^:?!.]+): ?(?:what|which|who|where|when|why|how)\b", re.I)
+"""A thing set before the question about it."""
+LARGEST = re.compile(r"which ones? (?:is|are|was|were) the (?:\w+est|most \w+|least \w+) (\w+)", re.I)
+"""'Which one is the largest planet?' says of what it asks."""
 PENDING = re.compile(r"\binstead\b(?! of)|\b(?:then|there|else|otherwise|afterwards|beforehand|meanwhile)\W*$", re.I)
 BESIDES = re.compile(r"\b(?:too|as well|either|also|again)\W*$", re.I)
 EXISTS = re.compile(r"\b(?:is|are|was|were|be|isn't|aren't) there\b|\bthere (?:is|are|was|were|be)\b", re.I)
@@ -140,6 +150,8 @@ def needs_context(question: str, history: Sequence[tuple[str, str]]) -> bool:
         return False
     if _bare(text, words):
         return True
+    if _has_topic(text):
+        return False
     body = OPENER.sub("", text)
     rest = _words(body)
     own = [word for word in rest if not _is_vague(word)]
@@ -149,13 +161,30 @@ def needs_context(question: str, history: Sequence[tuple[str, str]]) -> bool:
         return False
     if ABOUT.match(body) or _refers(body, rest):
         return True
+    new = _new(own, history)
+    if len(new) < 2 and BESIDE.match(body):
+        return True
     asks = any(word.low in AUX | WH for word in rest)
     if not asks and (body != text or (rest[0].low in PREPOSITION | LEADING and (len(rest) <= 4 or text[-1] == "?"))):
         return True
     named = any(_shape(word, rest[0]) for word in own)
     if BESIDES.search(body):
         return len(own) <= 2
-    return words[0].low in JOINING and body != text and not named and len(own) <= 2
+    whole = len(new) >= 2 and rest[0].low != "which"  # 'and which …' asks for one of those that were spoken of
+    return words[0].low in JOINING and body != text and not named and len(own) <= 2 and not whole
+
+
+def _has_topic(text: str) -> bool:
+    """Whether the question begins with the thing that it is about: 'Even numbers: what are they?'"""
+    topic = TOPIC.match(text)
+    return topic is not None and not all(word.low in FUNCTION for word in _words(OPENER.sub("", topic[1])))
+
+
+def _new(own: list[_Word], history: Sequence[tuple[str, str]]) -> list[_Word]:
+    """Telling words that were not said in the conversation."""
+    said = (text[:LONGEST] for pair in history[-LOOK_BACK:] for text in pair)
+    known = {_stem(word.low) for text in said for word in _words(text)}
+    return [word for word in own if _stem(word.low) not in known]
 
 
 def standalone(question: str, history: Sequence[tuple[str, str]]) -> str:
@@ -313,7 +342,7 @@ def _points(words: list[_Word], place: int) -> bool:
     following = words[place + 1].low if place + 1 < len(words) else ""
     before = words[place - 1].low if place else ""
     if low in PRONOUN:
-        return True
+        return following != "who"
     if low in POINTING:
         described = place + 1 < len(words) and _shape(words[place + 1], words[0]) == "proper"  # 'this Danish actress'
         return not (
@@ -331,9 +360,14 @@ def _explained(text: str, words: list[_Word], place: int) -> bool:
     """Whether the question itself says what the word at `place` stands for: before it, in another clause or as the
     owner of what it owns; or after it, quoted."""
     word = words[place]
-    if re.search(r"[:`\"“]|--|—", text[word.start :]):
+    if re.search(r"[:`\"“]|--|—", text[word.start :]) or NAMED_AFTER.match(text, word.start):
         return True
     nouns = [p for p in range(place) if not _is_vague(words[p])]
+    following = words[place + 1] if place + 1 < len(words) else word
+    if (kind := LARGEST.match(text, word.start)) and not _is_vague(_words(kind[1])[0]):
+        return True
+    if word.low == "both" and nouns and not _is_vague(following):  # 'Do okapis have both eyes?'
+        return True
     before = words[place - 1].low if place else ""
     if word.low in {"its", "it's", "their", "his", "her"} and before not in AUX and (nouns or words[0].low == "who"):
         return True
