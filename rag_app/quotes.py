@@ -25,7 +25,7 @@ class QuoteCheck:
         """`also`: more texts that may be quoted, such as the question."""
         self.dropped = 0
         """Quotations that have lost their marks."""
-        self._sources = [_spaced(text).strip() for text in (*passages, *also)]
+        self._sources = [f" {_spaced(text).strip()} " for text in (*passages, *also)]
         self._left = ""
         self._line = Line()
         self._blank = True  # nothing but blanks stands in the line

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rag_app.engines.quoting import PAIRS, QuoteMask, Vocabulary
+from rag_app.engines.quoting import QuoteMask, Vocabulary
+from rag_app.marks import MARKS, PAIRS, Line
 from rag_app.models import locate
+from rag_app.quotes import QuoteCheck
 
 OKAPI = "The okapi lives in the Ituri rainforest.\n\nIts  tongue is 45\tcentimetres long; it weighs 7,500 grams."
 HOSTILE = [
@@ -53,16 +55,18 @@ def small() -> Vocabulary:
 
 def quotes(text: str) -> tuple[list[str], bool]:
     """The closed quotes of a text, and whether one is left open; by regular expressions, unlike the mask."""
-    closed = []
+    closed, lines, place = [], "", Line()
+    for character in text:
+        lines += "\n" if place.fence else character
+        place = place.after(character)
     pattern = "|".join(
         [
-            r"(?P<code>(?<!`)(?P<fence>`{3,})(?!`)(?:.|\n)*?(?:(?<!`)(?P=fence)`*(?!`)|\Z))",
-            r"(?P<span>(?<!`)(?P<tick>``?)(?!`)[^\n]*?(?:(?<!`)(?P=tick)(?!`)|(?=\n)|\Z))",
-            r"(?P<inch>(?<=[0-9])[\"”]|(?<=[\u05d0-\u05ea])\")",
+            r"(?P<inch>(?<![\w.,/])[0-9]{1,3}([.,/][0-9]{1,3})?[\"”](?=[\s.,;:!?)\]}]|\Z))",
+            r"(?P<hebrew>(?<=[\u05d0-\u05ea])\"[\u05d0-\u05ea](?![\u05d0-\u05ea]))",
             *(f"{a}(?P<q{n}>[^{b}]*)(?P<end{n}>[{b}]|\\Z)" for n, (a, b) in enumerate(PAIRS.items())),
         ]
     )
-    for match in re.finditer(pattern, text):
+    for match in re.finditer(pattern, lines):
         for n in range(len(PAIRS)):
             if match[f"q{n}"] is not None:
                 if not match[f"end{n}"]:
@@ -100,7 +104,7 @@ def walk(
     random = np.random.default_rng(seed)
     mask = QuoteMask(vocabulary, passages)
     fond = np.array(
-        [token for token, piece in enumerate(vocabulary.pieces) if any(m.encode() in piece for m in '"“”„«»「」`')]
+        [token for token, piece in enumerate(vocabulary.pieces) if any(m.encode() in piece for m in [*MARKS, "`"])]
         + [
             token
             for token, piece in enumerate(vocabulary.pieces)
@@ -141,6 +145,20 @@ def test_every_quote_stands_in_a_passage_in_bytes(small: Vocabulary, passages: l
         text = written.decode("utf-8", "replace")
         for quote in quotes(text)[0]:
             assert stands_in(quote, passages), (quote, text)
+
+
+@pytest.mark.parametrize("passages", [[OKAPI], HOSTILE, UNICODE, [OKAPI, *HOSTILE, *UNICODE], []])
+def test_the_check_afterwards_finds_nothing_to_take_away(small: Vocabulary, passages: list[str]) -> None:
+    for seed in range(8):
+        text = walk(small, passages, seed, 400, 0.5)[1].decode("utf-8", "replace")
+        check = QuoteCheck(passages)
+        shown = check.feed(text)
+        assert (shown, check.dropped) == (signs(text, shown), 0)
+
+
+def signs(text: str, shown: str) -> str:
+    """As much of the text as is shown, with the check's own signs for inches and abbreviations."""
+    return "".join(b if b in "″״" and a in '"”' else a for a, b in zip(text, shown, strict=False))
 
 
 def test_random_replies_do_quote(real: Vocabulary) -> None:
@@ -200,17 +218,34 @@ def test_as_exact_as_trying_each_token(real: Vocabulary, so_far: str) -> None:
         ("« The okapi ", [b"l", b"\xc2"], [b"\xe2"]),
         ('"The okapi" is', [b"x", b'"', b'"The', b""], [b'"x']),
         ("a pipe of 5", [b'"', b'",', b"x", b""], [b'"The', b'"x']),
-        ('a pipe of 5"', [b" okapi", b".", b"", b'"', b'"The'], [b"T", b"x", b"The", "é".encode()]),
+        ('a pipe of 5"', [b" okapi", b".", b""], [b"T", b"x", b"The", b"*", b'"', b'"The', b' "', "é".encode()]),
+        ('a pipe of 5" ', [b"x", b"\n"], [b'"', b' "', b'"The', "”.".encode()]),
+        ('5" ', [b"5"], [b'"']),
+        ('5" x 5', [b'"'], [b'"The']),
+        ('a pipe of 5"\n', [b"x", b'"', b'"The'], [b'"x']),
+        ("in 2020", [b'"', b'"The', b"x"], [b'",', b'".']),
+        ("x5", [b'"The'], [b'",']),
+        ("5.5", [b'",'], [b'"The']),
+        ('in 2020"', [b"The"], [b" ", b"x", b"*"]),
         ("don", [b"'"], []),
         ("don't", [b"x", b"'", b""], []),
-        ("`", [b'"', b'"x', b"x", b""], []),
-        ("`\n", [b'"', b"x"], [b'"x']),
-        ("`a`", [b'"', b"x"], [b'"x']),
-        ("``a`", [b'"', b'"x'], []),
+        ("`", [b'"', b"x", b""], [b'"x']),
+        ("``a`", [b'"'], [b'"x']),
+        ("so ```\n", [b'"'], [b'"x']),
+        ("2020 ```\n", [b'"'], [b'"x']),
+        ("``` `\n", [b'"'], [b'"x']),
+        ("```py", [b'"'], [b'"x', b'",']),
         ("```\nprint(`", [b'"x'], []),
-        ("```\na\n", [b'"x', b'"'], []),
-        ("```\na\n```", [b'"'], [b'"x']),
-        ('ארה"', [b"x", b""], []),
+        ("> - ```py\na\n", [b'"x', b'"', b'",'], []),
+        ("1. ```\na\n```", [b'"x', b'"'], []),
+        ("```\na\n``` \n", [b'"'], [b'"x']),
+        ("````\na\n```\n", [b'"x'], []),
+        ("```\na\n``` b\n", [b'"x'], []),
+        ('ארה"', ["ב".encode()[:1], b""], [b"x", b" ", b'"', "é".encode(), b"The"]),
+        ('ארה"ב', [b" ", b'"The'], ["ב".encode()[:1]]),
+        ("it says", ["「".encode()[:1]], ["」".encode()]),
+        ("„The", [b'"', b'",', "”.".encode()], [b"x"]),
+        ("»The", [b"\xc2"], [b'"']),
     ],
 )
 def test_what_may_follow(small: Vocabulary, text: str, may: list[bytes], may_not: list[bytes]) -> None:

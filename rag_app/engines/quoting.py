@@ -5,10 +5,11 @@ Knows tokens as bytes and passages as text; no engine, no prompt. Before each to
     mask = QuoteMask(vocabulary, passages)
     mask.apply(logits); token = choose(logits); mask.accept(token)
 
-What a quote is: text from an opening mark to the next mark that closes it; other marks in it are plain characters. A
-straight mark or ” right after a digit is an inch mark, and no word may follow it directly. Code, in `…` to the end of
-the line or in ``` fences, is left alone. A quote is whole words of one passage, and no generation ends within one. The
-passages' runs of white space count as one space, and are written as one; the rest is verbatim.
+What a quote is, `rag_app.marks` says; `rag_app.quotes` checks by the same afterwards. A straight mark or ” after a
+number of at most three digits is an inch mark where a blank, a stop or the end follows, and then no quote opens in that
+line; a straight mark before the last letter of a Hebrew word belongs to it. Code between fences is left alone. A quote
+is whole words of one passage, one at least, and no generation ends within one. The passages' runs of white space count
+as one space, and are written as one; the rest is verbatim.
 
 A suffix automaton would do the same work. The list of places where the quote may go on is as exact, and shorter to
 write: it is cut down with every byte, and what the vocabulary can write at a place is looked up once.
@@ -22,28 +23,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rag_app.marks import AFTER_INCH, HEBREW, INCH, MARKS, NUMBER, PAIRS, TEXT, Line, kind
+
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-PAIRS = {'"': '"', "“": "”", "”": "”", "„": "“”", "«": "»", "「": "」"}
-"""Opening marks, and the marks that close each. In Swedish ”this” is a quote, in German „this“."""
 OPENING = {mark.encode(): tuple(close.encode() for close in closing) for mark, closing in PAIRS.items()}
 CLOSING = sorted({close for closing in OPENING.values() for close in closing})
-INCH = (b'"', "”".encode())
-SPACED = "«".encode()
+SPACED = ("«".encode(), "‹".encode())
 """French sets a space inside its marks."""
 
-WORD_BYTES = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") | frozenset(
-    set(range(0xC3, 0x100)) - {0xE2}
-)
-"""First bytes of letters and digits; E2 leads to dashes and other signs."""
+_ANY = frozenset(range(256))
+_HEBREW_BYTE = 0xD7
+"""First byte of Hebrew letters."""
+FOLLOWS = {
+    "inch": frozenset(map(ord, AFTER_INCH)),
+    "abbreviation": frozenset([_HEBREW_BYTE]),
+    "letter": frozenset(range(0x90, 0xAB)),
+    "abbreviated": _ANY - {_HEBREW_BYTE},
+}
+"""Bytes that may follow an inch mark, the mark of an abbreviation, its last letter's first byte and its second."""
 _LETTER = (  # of scripts that put spaces between words, vowel signs and accents included; not Thai, Chinese, Japanese
     "(?:(?![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
     "[\\w\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0900-\u0dff])"
 )
 _WORD = re.compile(f"{_LETTER}+(?:[.,:'’-]{_LETTER}+)*")  # 7,500 and don't are one word each
-_BEGIN = re.compile(r"(?<!\S)\S|\w")  # no quote begins with the comma after a word
-_HEBREW = re.compile("[\u05d0-\u05ea]")  # its abbreviations hold a straight mark
+_BEGIN = re.compile(rf"(?<!\S)(?=[^\s{''.join(sorted(MARKS))}]*[^\W_])\S|[^\W_]")  # not with the comma after a word
 _BREAK = 10  # a line feed, which no normalised passage holds, lies between what may not be quoted in one
 
 
@@ -61,9 +66,13 @@ class Vocabulary:
                 self.ids.setdefault(piece, []).append(token)
                 lengths[piece[:2]].add(len(piece))
         self._lengths = {start: sorted(found) for start, found in lengths.items()}
-        self.wordy = np.array([i for i, piece in enumerate(pieces) if piece[:1] and piece[0] in WORD_BYTES], np.int64)
-        self.opening = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in OPENING)]
-        tails = tuple(mark[cut:] for mark in OPENING for cut in range(1, len(mark)))
+        first = np.array([piece[0] if piece else -1 for piece in pieces], np.int64)
+        self.unfit = {
+            before: np.flatnonzero((first >= 0) & ~np.isin(first, sorted(bytes_))) for before, bytes_ in FOLLOWS.items()
+        }
+        marks = [mark.encode() for mark in MARKS]
+        self.marked = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in marks)]
+        tails = tuple(mark[cut:] for mark in marks for cut in range(1, len(mark)))
         self.completing = [i for i, piece in enumerate(pieces) if piece.startswith(tails)]
         # Few tokens hold a mark or a part of one: only these are looked through for each.
         self._marked = [(i, piece) for i, piece in enumerate(pieces) if b'"' in piece or not piece.isascii()]
@@ -109,17 +118,17 @@ class _State(NamedTuple):
     partial: bytes = b""
     """The bytes of a character that is not complete."""
     before: str = ""
-    """In plain text, the last character where it matters: 'digit', 'hebrew', 'inch'."""
-    ticks: int = 0
-    """Backticks just written."""
-    fence: int = 0
-    """In code, how many backticks opened it."""
+    """In plain text, the `kind` of what a mark would stand after, or what stands after one: a key of FOLLOWS."""
+    line: Line = Line()
+    """Where in its line, and whether in code."""
+    inches: bool = False
+    """Whether an inch mark stands in the line: none that opens a quote may come after it."""
     mark: bytes = b""
     """In a quote, the mark that opened it."""
     places: Ids = np.empty(0, np.int64)
     """In a quote, where in the passages it may go on."""
     empty: bool = True
-    """In a quote, whether nothing but white space stands in it yet."""
+    """In a quote, whether no letter or digit stands in it yet."""
     closable: bool = False
     """In a quote, whether it may end after its last complete character."""
 
@@ -179,42 +188,41 @@ class QuoteMask:
 
     def _step(self, state: _State, byte: int) -> _State | None:
         continues = 0x80 <= byte < 0xC0 and state.partial
-        if state.before == "inch" and not state.partial and byte in WORD_BYTES:
+        if byte not in FOLLOWS.get(state.before, _ANY):
             return None
         character = (state.partial if continues else b"") + bytes([byte])
         complete = byte < 0x80 or (continues and len(character) == _length(character[0]))
         if state.mark:
             return self._quote(state, byte, character, bool(complete))
+        if state.partial and not continues:  # no character at all
+            state = self._plain(state, "\ufffd") or _State()
         if not complete:
-            return state._replace(partial=character)
-        return self._code(state, character) if state.fence else self._plain(state, character)
+            return state._replace(
+                partial=character, before="letter" if state.before == "abbreviation" else state.before
+            )
+        return self._plain(state, character.decode("utf-8", "replace"))
 
-    def _plain(self, state: _State, character: bytes) -> _State | None:
-        if character == b"`":
-            return _State(ticks=state.ticks + 1)
-        if state.ticks:
-            return self._code(_State(fence=state.ticks), character)
-        if character not in OPENING or (state.before == "hebrew" and character == b'"'):
-            return _State(before=_kind(character))
-        if state.before == "digit" and character in INCH:
-            return _State(before="inch")
-        return self._open(character)
-
-    def _code(self, state: _State, character: bytes) -> _State | None:
-        if character == b"`":
-            return state._replace(partial=b"", ticks=state.ticks + 1)
-        if state.ticks == state.fence or state.ticks > state.fence >= 3:
-            return self._plain(_State(), character)
-        if state.fence < 3 and character == b"\n":
-            return _State()
-        return _State(fence=state.fence)
+    def _plain(self, state: _State, character: str) -> _State | None:
+        line = state.line.after(character)
+        if line.fence:
+            return _State(line=line)
+        if state.before == "letter":
+            return _State(before="abbreviated", line=line, inches=state.inches)
+        after = _State(before=kind(state.before, character), line=line, inches=state.inches and character != "\n")
+        if character not in MARKS:
+            return after
+        if character in INCH and NUMBER.fullmatch(state.before):
+            return after._replace(before="inch", inches=True)
+        if character == '"' and state.before == HEBREW:
+            return after._replace(before="abbreviation")
+        return self._open(character.encode()) if character in PAIRS and not state.inches else None
 
     def _open(self, mark: bytes) -> _State | None:
         """A quote with nothing in it; None where there is nothing to quote or no token to close it."""
         if mark not in self._opened:
             _, text = self._in(mark)
             begins = self._begins & (text != _BREAK)
-            if mark == SPACED:
+            if mark in SPACED:
                 begins[:-1] |= (text[:-1] == ord(" ")) & begins[1:]
             closes = any(self._vocabulary.writable(close.decode()) for close in OPENING[mark])
             places = np.flatnonzero(begins)
@@ -223,7 +231,7 @@ class QuoteMask:
 
     def _quote(self, state: _State, byte: int, character: bytes, complete: bool) -> _State | None:
         if character in OPENING[state.mark]:
-            return _State() if state.closable else None
+            return _State(line=TEXT) if state.closable else None
         _, text = self._in(state.mark)
         places = state.places[text[state.places] == byte] + 1
         if not complete:
@@ -231,7 +239,7 @@ class QuoteMask:
             return after if len(places) or _begun(after) else None
         if not len(places) or byte == _BREAK:
             return None
-        empty = state.empty and character == b" "
+        empty = state.empty and not character.decode("utf-8", "replace").isalnum()
         closable = not empty and not self._inside[places].all()
         return _State(mark=state.mark, places=places, empty=empty, closable=closable)
 
@@ -247,13 +255,13 @@ class QuoteMask:
     def _forbidden(self) -> Ids:
         """Outside quotes, the tokens that open one and go on with what may not stand in it."""
         state = self._state
-        key = tuple(state[:4])
+        key = state.partial, state.before, state.line, state.inches
         if key not in self._banned:
             vocabulary = self._vocabulary
-            suspects = vocabulary.opening + (vocabulary.completing if state.partial else [])
+            suspects = vocabulary.marked + (vocabulary.completing if state.partial else [])
             banned = [token for token in suspects if self._walk(state, vocabulary.pieces[token]) is None]
-            wordy = vocabulary.wordy if state.before == "inch" and not state.partial else ()
-            self._banned[key] = np.array([*banned, *wordy], np.int64)
+            unfit = vocabulary.unfit.get(state.before, ())
+            self._banned[key] = np.array([*banned, *unfit], np.int64)
         return self._banned[key]
 
     def _allowed(self) -> Ids:
@@ -303,7 +311,7 @@ class QuoteMask:
         key = close, cut, before
         if key not in self._ending:
             found = self._vocabulary.closing[close, cut][before]
-            self._ending[key] = [token for token, after in found if self._walk(_State(), after) is not None]
+            self._ending[key] = [token for token, after in found if self._walk(_State(line=TEXT), after) is not None]
         return self._ending[key]
 
 
@@ -337,9 +345,3 @@ def _begun(state: _State) -> list[bytes]:
 def _length(first: int) -> int:
     """Bytes of the UTF-8 character that this byte begins."""
     return 2 if first < 0xE0 else 3 if first < 0xF0 else 4
-
-
-def _kind(character: bytes) -> str:
-    if character.isdigit():
-        return "digit"
-    return "hebrew" if _HEBREW.match(character.decode("utf-8", "replace")) else ""
