@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -523,6 +524,26 @@ def test_what_is_not_there_is_one_line(settings: Any, error: type[RagError], say
     with pytest.raises(error, match=says) as raised:
         TransformersChat(**{"path": str(tiny), **settings}).window()
     one_line(raised.value)
+
+
+def test_without_the_hub_what_is_here_has_to_do(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path))):
+        monkeypatch.setattr(constants, name, value)
+    begun = time.perf_counter()
+    with pytest.raises(ModelNotFound, match=r"cannot be had from the Hub.*check its name and the connection") as raised:
+        TransformersChat(path="nobody/nothing").window()
+    one_line(raised.value)
+    assert time.perf_counter() - begun < 12  # the libraries try for 28 s
+    kept = tmp_path / "models--some--tiny"
+    shutil.copytree(tiny, kept / "snapshots" / "1")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("1")
+    assert TransformersChat(path="some/tiny").window() == 600
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

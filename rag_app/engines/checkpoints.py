@@ -3,13 +3,14 @@
 import errno
 import gc
 import hashlib
+import logging
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 REMEDY = "give another with --model, or leave it out for the bundled one"
+PATIENCE = 10.0
+"""Seconds for the Hub to answer in."""
 EXTRAS = {
     "gptq": ("gptqmodel", "pip install 'rag-app[gptq]'"),
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
@@ -43,11 +46,23 @@ class Source:
     """A folder or a Hub id."""
     gguf: str | None = None
     """The file in the folder, where it is one."""
+    cached: bool = False
+    """Whether the Hub is not to be asked for what is here already."""
 
     @property
     def files(self) -> dict[str, Any]:
         """As `from_pretrained` takes it."""
-        return {"pretrained_model_name_or_path": self.where, **({"gguf_file": self.gguf} if self.gguf else {})}
+        more: dict[str, Any] = {"gguf_file": self.gguf} if self.gguf else {}
+        return {
+            "pretrained_model_name_or_path": self.where,
+            **more,
+            **({"local_files_only": True} if self.cached else {}),
+        }
+
+    @property
+    def on_the_hub(self) -> bool:
+        """Whether it is a Hub id."""
+        return not self.gguf and not Path(self.where).is_dir()
 
 
 def find(path: str | None) -> Source:
@@ -91,7 +106,7 @@ def load(source: Source, precision: str, device: str) -> tuple[Any, Any]:
 
         torch.set_num_threads(cores())
         place = chosen_device(device)
-        source = _converted(source) if source.gguf else source
+        source = _converted(source) if source.gguf else _reached(source) if source.on_the_hub else source
         config = transformers.AutoConfig.from_pretrained(**source.files)
         nf4 = _quantise(source, getattr(config, "quantization_config", None), precision)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.files)
@@ -183,6 +198,30 @@ def _on_the_hub(name: str) -> Source:
     return Source(name, name)
 
 
+def _reached(source: Source) -> Source:
+    """Asks the Hub once, since the libraries ask six times; where it does not answer, what is here has to do.
+
+    Raises:
+        ModelNotFound: it does not answer, or has no such model, and nothing of it is here.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        get_hf_file_metadata(hf_hub_url(source.where, "config.json"), timeout=PATIENCE)
+    except Exception as error:  # of the system, of two libraries
+        if isinstance(try_to_load_from_cache(source.where, "config.json"), str):
+            return replace(source, cached=True)
+        raise _not_had(source, error) from error
+    return source
+
+
+def _not_had(source: Source, error: Exception) -> ModelNotFound:
+    text = f"{type(error).__name__}: {one_line(error)}"
+    return ModelNotFound(
+        f"the model '{source.name}' cannot be had from the Hub ({text}): check its name and the connection, or {REMEDY}"
+    )
+
+
 def _quantise(source: Source, held: Any, precision: str) -> bool:
     """Whether the weights are to be made NF4."""
     if held is not None:
@@ -253,11 +292,8 @@ def _explained(source: Source) -> Iterator[None]:
                 f"there is too little memory for the model '{source.name}' ({text}): give a smaller one, or "
                 "--precision nf4"
             ) from error
-        if isinstance(error, OSError) and not source.gguf and not Path(source.where).is_dir():
-            raise ModelNotFound(
-                f"the model '{source.name}' cannot be had from the Hub ({text}): check its name and the connection, or "
-                + REMEDY
-            ) from error
+        if isinstance(error, OSError) and source.on_the_hub:
+            raise _not_had(source, error) from error
         raise ModelInvalid(
             f"the model '{source.name}' cannot be loaded ({text}): it is damaged, incomplete or of an unknown kind. "
             f"Fetch it again, or {REMEDY}"
@@ -271,12 +307,14 @@ _QUIET = threading.Lock()
 def _quiet() -> Iterator[None]:
     """Without progress bars and advice on stderr."""
     from transformers import modeling_gguf_pytorch_utils
-    from transformers.utils import logging
+    from transformers.utils import logging as log_of_transformers
 
     gguf: Any = modeling_gguf_pytorch_utils
-    log: Any = logging
+    log: Any = log_of_transformers
     log.set_verbosity_error()
     log.disable_progress_bar()
+    for library in ("huggingface_hub", "bitsandbytes"):  # retries, and a kernel that it would like to have
+        logging.getLogger(library).setLevel(logging.ERROR)
     with _QUIET:
         bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items  # it has one that no setting reaches
         try:
