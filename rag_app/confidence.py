@@ -14,6 +14,7 @@ from typing import Any
 from index import Hit, Index
 from index.beir import DatasetInvalid
 from index.embedding import Progress
+from index.errors import RagError
 from index.lexical import terms
 from rag_app.citations import STOP_WORDS
 from rag_app.questions import Question
@@ -110,11 +111,27 @@ def _ignored(why: str) -> Calibration:
     return Calibration(note=f"the index's calibration {why} and does not count: run rag-app calibrate again")
 
 
+def place(index: Index) -> Path:
+    """Where the calibration of an index is kept.
+
+    Raises:
+        RagError: a folder is there.
+    """
+    path = index.directory / FILE
+    if path.is_dir():
+        raise RagError(f"'{path}' is a folder, and the calibration belongs there: move it away")
+    return path
+
+
 def keep(index: Index, made: Calibration) -> Path:
-    """Writes a calibration beside the index's pointer, in place of an earlier one, all or nothing; returns its path."""
+    """Writes a calibration beside the index's pointer, in place of an earlier one, all or nothing; returns its path.
+
+    Raises:
+        RagError: a folder is in its place.
+    """
     stored = {name: value for name, value in asdict(made).items() if name != "note"}
     text = json.dumps({**stored, "version": VERSION, "encoder": index.manifest.encoder}, indent=1)
-    path = index.directory / FILE
+    path = place(index)
     draft = path.with_name(f".{FILE}.{secrets.token_hex(4)}")
     try:
         with draft.open("x", encoding="utf-8") as stream:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from index import Hit, Index, build
+from index import Hit, Index, RagError, build
 from index.beir import DatasetInvalid
 from index.maintain import collect_garbage, verify
 from rag_app import confidence as confident
@@ -167,6 +167,8 @@ def test_what_is_no_file_does_not_count(directory: Path, encoder: WordEncoder) -
     with Index.open(directory, encoder) as index:
         (directory / FILE).mkdir()
         assert "cannot be read" in calibration(index).note
+        with pytest.raises(RagError, match=r"calibration\.json' is a folder, .*: move it away"):
+            keep(index, Calibration(0.4))
         (directory / FILE).rmdir()
         os.mkfifo(directory / FILE)  # would make the reader wait
         assert "cannot be read" in calibration(index).note

@@ -40,16 +40,17 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
     from index import Index
     from index.encoder import SentenceEncoder
-    from rag_app.confidence import calibrate, calibration, keep
+    from rag_app import confidence
     from rag_app.questions import read_questions
 
     questions = read_questions(options.questions)
     place(options)
     with Index.open(options.index, partial(SentenceEncoder, options.encoder)) as index:
-        before = calibration(index).threshold
+        confidence.place(index)  # shows before the search whether it can be kept
+        before = confidence.calibration(index).threshold
         with console.progress_bars() as progress:
-            made = calibrate(index, questions, options.lost, progress)
-        path = keep(index, made)
+            made = confidence.calibrate(index, questions, options.lost, progress)
+        path = confidence.keep(index, made)
     report = {"threshold": made.threshold, "before": before, "counts": made.counts, "scores": made.scores}
     if options.json:
         return {**report, "index": str(path.parent), "path": str(path)}
