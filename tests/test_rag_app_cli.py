@@ -117,6 +117,28 @@ def test_json_is_one_object_with_verbatim_quotes(home: Path, run: Any) -> None:
     assert {**again, "timings": given["timings"]} == given
 
 
+def test_what_a_tool_prints_does_not_reach_the_json(home: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("loud.py").write_text('print("imported")\ndef tool(x: str) -> str:\n    "Says x."\n    return x\n')
+    ran = run("ask", QUESTION, "--json", "--strategy", "react", "--tool", "loud:tool", "--max-steps", "1", *SHORT)
+    assert (ran.code, ran.err, ran.json["strategy"]) == (0, "imported\n", "react")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--examples", "none.jsonl"], r"the examples 'none\.jsonl' cannot be read"),
+        (["--strategy", "react", "--tool", "nowhere:tool"], "the tool 'nowhere:tool' cannot be loaded"),
+        (["--device", "cpu"], "device is a setting of the engine transformers"),
+        (["--engine", "server", "--base-url", "http://[::1"], "base_url is"),
+    ],
+)
+def test_what_is_named_is_looked_at_before_anything_is_loaded(
+    arguments: list[str], says: str, no_home: Path, run: Any
+) -> None:
+    fails(run("ask", QUESTION, *arguments), 1, says)  # there is no index either, which would be told later
+
+
 def test_a_refusal_is_a_success_that_shows_the_nearest_passages(home: Path, run: Any) -> None:
     question = "Quantum chromodynamics lattice gauge?"
     ran = run("ask", question)
