@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from index import Hit
+from rag_app.marks import Line
 from rag_app.prompt import NOT_FOUND
 
 SUPPORT = 0.5
@@ -28,19 +29,37 @@ SENTENCE_COST = 0.15
 
 WORD = re.compile(r"[^\W_]+(?:[.'_][^\W_]+)*")
 MARKER = re.compile(r" ?\[\d{1,3}(?:, ?\d{1,3})*\](?!\()")
-MARKER_BEGUN = re.compile(r" ?(\[(\d{1,3}(, ?\d{0,3})*\]?)?)?\Z")
-FENCE = re.compile(r"[\s>*+\d.-]*```[^`]*$")
+"""A marker of ours."""
+OPENS, CLOSES = "[［【〔⟦", "]］】〕⟧"
+HIDDEN = "\u00ad\u200b-\u200f\u2060\ufeff"
+WRITTEN = re.compile(rf" ?\\?(?:\(\\?)?[{re.escape(OPENS)}]")
+"""How what a model writes as a marker begins: [1], [ 1–3 ], [**1**], 【1】, [^1], [[1]], ([1])."""
+WRITTEN_BEGUN = re.compile(r" ?\\?\(?\\?\Z")
+INSIDE = re.compile(rf"[\d\s*_^,;.&+~\\–—−{HIDDEN}{re.escape(OPENS + CLOSES)}-]*")
+FIRST_NUMBER = re.compile(rf"[\s(*_^,;.\\{HIDDEN}{re.escape(OPENS)}]*\d")
+LINK = re.compile(r"\([^()\n]{0,300}(\)|\Z)")
+CODE = re.compile(r"(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
+LONGEST = 400
+"""Characters for which inline code, or a marker, is waited for."""
 ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]|Dr|Mrs?|Ms|Prof|St|[Ff]ig|al|approx|cf|vs)\.$|^\W*\d{1,3}\.$"
 )
-ADDRESS = re.compile(r"\]\([^)\s]*\)|https?://\S+")
+ADDRESS = re.compile(r"\]\([^)\s]*\)|https?://\S+|(?<=\w)\[\d+\]")
+"""Where figures are no statement: links, and places in code such as `list[1]`."""
 HEADING = re.compile(r"#{1,6} ")
 LABEL = re.compile(r"[\s>*_-]*(?:\[!?[A-Z]+\]|</?[A-Za-z][^<>]*>)\s*$")
 """A line that is part of the layout: `> [!TIP]`, `<br>`."""
 BOLD = re.compile(r"\s*\*\*[^*]+\*\*:?\s*$")
 """A line that is a heading in an answer: `**Usage**`."""
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-PLAIN = re.compile(r"[^\s\[`]+")
+PLAIN = re.compile(rf"[^\s(\\`{re.escape(OPENS)}]+")
+FIGURE = re.compile(
+    r"(?:(?<![\w.,/:)-])[-−])?[^\W_]*\d[^\W_]*(?:[.,:/_'][^\W_]*\d[^\W_]*)*"
+    r"(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
+)
+"""A number, as far as it goes: -14, 14,5, 14:30, 3/4, 14 million; or a code."""
+ITEM = re.compile(r"\s*\d{1,3}[.)]\s")
+"""The number of a list's item."""
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
 STOP_WORDS = frozenset(
@@ -92,6 +111,7 @@ class Citer:
         self.citations: list[Citation] = []
         self._passages = passages
         self._question = _words(question)
+        self._asked = _figures(question)
         spans = list(_spans(passages))
         self._weights = _rarity(words for *_, words in spans)
         self._quotes = [self._quote(*span) for span in spans]
@@ -102,10 +122,7 @@ class Citer:
         self._held = ""
         self._sentence = ""
         self._named: list[int] = []
-        self._line = ""
-        self._fenced = False
-        self._block = False
-        self._code = False
+        self._line = Line()
 
     def feed(self, text: str) -> str:
         """Takes the next piece; gives what can be shown of it. What might become a marker is held back."""
@@ -148,38 +165,52 @@ class Citer:
     def _release(self, *, final: bool) -> Iterator[str]:
         while self._held:
             if plain := PLAIN.match(self._held):
-                self._sentence += plain.group()
-                self._line += plain.group()
-                self._held = self._held[plain.end() :]
-                yield plain.group()
+                yield self._pass_on(plain.end())
                 continue
-            begun = None if self._code or self._held[0] == "`" else MARKER_BEGUN.match(self._held)
-            if begun and not final:
+            length, more = (0, False) if self._line.fence else self._code() or _written(self._held[:LONGEST])
+            if more and not final:
                 return
-            if not self._code and (marker := MARKER.match(self._held)):
-                self._named += [int(number) for number in re.findall(r"\d+", marker.group())]
-                self._held = self._held[marker.end() :]
-            elif begun and "[" in self._held:
+            if self._held[0] == "`":
+                yield self._pass_on(length or 1)
+            elif length:
+                self._named += [int(number) for number in re.findall(r"\d+", self._held[:length])]
+                self._held = self._held[length:]
+            elif more and any(bracket in self._held for bracket in OPENS):
                 self._held = ""  # the answer was cut in the middle of a marker
             else:
                 yield self._next_character()
         if final:
             yield self._close(end=True)
 
+    def _code(self) -> tuple[int, bool] | None:
+        """Length of the inline code that is held, 0 where it does not close in its line, and whether it still may."""
+        if self._held[0] != "`":
+            return None
+        if self._sentence.endswith("\\"):
+            return 1, False
+        line, rest, _ = self._held.partition("\n")
+        if code := CODE.match(self._held[:LONGEST]):
+            return code.end(), code.end() == len(self._held) < LONGEST
+        ticks = len(line) - len(line.lstrip("`"))
+        return ticks, not rest and len(line) < LONGEST
+
+    def _pass_on(self, length: int) -> str:
+        """What is no marker and ends no sentence."""
+        text, self._held = self._held[:length], self._held[length:]
+        self._sentence += text
+        for character in text:
+            self._line = self._line.after(character)
+        return text
+
     def _next_character(self) -> str:
-        character, self._held = self._held[0], self._held[1:]
-        ended = character == "\n" or (character.isspace() and not self._code and self._is_whole())
+        character, block = self._held[0], self._in_block()
+        ended = character == "\n" or (character.isspace() and not block and self._is_whole())
         marker = self._close() if ended else ""
-        self._sentence += character
-        self._line += character
-        if character == "\n":
-            self._fenced ^= bool(FENCE.match(self._line))
-            self._line = ""
-        if character in "`\n":
-            # Whether the next character belongs to code, where brackets are no markers and stops end no sentence.
-            self._block = self._fenced or bool(FENCE.match(self._line))
-            self._code = self._block or self._line.count("`") % 2 == 1
-        return marker + character
+        return marker + self._pass_on(1)
+
+    def _in_block(self) -> bool:
+        """Whether the line is one of a block of code, its fences included."""
+        return bool(self._line.fence or self._line.after("\n").fence)
 
     def _is_whole(self) -> bool:
         """Whether the sentence at hand has come to its full stop."""
@@ -188,11 +219,11 @@ class Citer:
 
     def _close(self, *, end: bool = False) -> str:
         """Ends the sentence at hand, the answer's last where it is the `end`; gives its marker, or nothing."""
-        sentence, named = self._sentence, self._named
-        if not self._block and not _words(sentence):
+        sentence, named, block = self._sentence, self._named, self._in_block()
+        if not block and not _words(sentence):
             return ""  # a bullet or a row of dots: the sentence goes on
         self._sentence, self._named = "", []
-        if self._block or not _says(sentence.lstrip()) or (BOLD.match(sentence) and not end):
+        if block or not _says(sentence.lstrip()) or (BOLD.match(sentence) and not end):
             return ""
         quote = self._best(sentence, named)
         return f" [{self._cited(quote).n}]" if quote else ""
@@ -210,18 +241,24 @@ class Citer:
         if words == REFUSAL:
             return None
         news = words - self._question
-        figures = _figures(sentence) - self._question
+        figures = _figures(ITEM.sub("", sentence, count=1) if ITEM.match(sentence) else sentence)
         shares, fresh = self._shares(words), self._shares(news)
         supported = [
             place
             for place, share in shares.items()
-            if figures <= self._quotes[place].words
-            and self._bears_out(self._quotes[place], share, fresh.get(place, 0.0) if news else None)
+            if self._bears_out(self._quotes[place], share, fresh.get(place, 0.0) if news else None)
+            and (not figures or self._has(self._quotes[place], figures))
         ]
         for pool in ([place for place in supported if self._quotes[place].n in named], supported):
             if pool:
                 return self._quotes[max(pool, key=lambda place: self._rank(place, shares[place]))]
         return None
+
+    def _has(self, quote: _Quote, figures: frozenset[str]) -> bool:
+        """Whether it has all figures of a sentence; the question's may lack where it has none in their stead."""
+        own = _figures(self._passages[quote.n - 1].text[quote.start : quote.end])
+        lacking = {figure for figure in figures - own if not _spelt(figure) & quote.words}
+        return not lacking or (lacking <= self._asked and own <= figures)
 
     def _bears_out(self, quote: _Quote, share: float, news: float | None) -> bool:
         """`share` of the sentence's words in the quote, and of those that are `news` to the question, if any are."""
@@ -261,8 +298,41 @@ def _words(text: str) -> frozenset[str]:
 
 def _figures(text: str) -> frozenset[str]:
     """Numbers and codes, addresses left out: what the quote has to have, however alike the other words are."""
-    words = _words(ADDRESS.sub(" ", text))
-    return frozenset(word for word in words if len(word) > 1 and any(c.isdigit() for c in word))
+    found = FIGURE.findall(THOUSANDS.sub("", ADDRESS.sub(" ", text)).lower())
+    return frozenset(figure[:-1] if len(figure) > 3 and figure.endswith("s") else figure for figure in found)
+
+
+def _spelt(figure: str) -> frozenset[str]:
+    """The word for a small number."""
+    small = figure.isascii() and figure.isdigit() and int(figure) < len(NUMBERS)
+    return frozenset([NUMBERS[int(figure)]] if small else [])
+
+
+def _written(text: str) -> tuple[int, bool]:
+    """Length of what a model wrote as a marker at the text's beginning, 0 for none, and whether more may change it."""
+    begun = WRITTEN.match(text)
+    if not begun:
+        return 0, bool(WRITTEN_BEGUN.match(text))
+    opened = "(" in begun.group()
+    inside = INSIDE.match(text, begun.end())
+    reached = inside.end() if inside else begun.end()
+    depth, end = 1, 0
+    for at in range(begun.end(), reached):
+        depth += (text[at] in OPENS) - (text[at] in CLOSES)
+        if not depth and not opened:
+            end = at + 1
+            break
+    if opened and not depth and text[reached : reached + 1] == ")":
+        end = reached + 1
+    if not end:
+        return 0, reached == len(text) < LONGEST
+    numbers = re.findall(r"\d+", text[:end])
+    if not FIRST_NUMBER.match(text) or re.search(r"\d\.\d", text[:end]) or max(map(int, numbers)) > 999:
+        return 0, False
+    link = LINK.match(text, end)
+    return (link.end() if link and link[1] else end), len(text) < LONGEST and (
+        end == len(text) or bool(link and not link[1])
+    )
 
 
 def _spans(passages: Sequence[Hit]) -> Iterator[tuple[int, int, int, int, frozenset[str], frozenset[str]]]:

@@ -106,10 +106,25 @@ ANSWERS = {
     # what belongs to the layout has none
     "> [!TIP]\n> The axolotl keeps its gills.": "> [!TIP]\n> The axolotl keeps its gills. [2]",
     "[NOTE]\n## Axolotl\n**Axolotl gills:**\n<br>\nCats": "[NOTE]\n## Axolotl\n**Axolotl gills:**\n<br>\nCats",
-    # brackets that are no markers
-    "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]": (
-        "Cats [link](x) a[i] [12345] [1](u) [1-3] [a1] [ 1 ] [] [1,] [1.5] ![x](y) [^1] [[x]]"
+    # whatever looks like a marker is one that the model wrote, and what is left of it is no other
+    "Cats [1-2] [1–2][1 ] [ 1] [1;2] [1 , 2] [1,] [1.] [0001] [^1] 【1】［1］ [\u200b1] [**1**] \\[1\\] [1\n] sleep": (
+        "Cats sleep"
     ),
+    "Cats [[9]1][1[9]] [[1]] ([1]) ([1], [2]) [[1], [2]][1](x) [1](http://a/b) [1][2] sleep": "Cats sleep",
+    "Cats [1](": "Cats(",
+    "Cats [1](not a link": "Cats(not a link",
+    "The axolotl keeps its gills for life 【9】.": "The axolotl keeps its gills for life. [2]",
+    # brackets that are no markers
+    "Cats [link](x) a[i] [12345] [a1] [] [1.5] ![x](y) [[x]] [see 1] a[-1] [2020] (1) f(x) ( [x] \\": (
+        "Cats [link](x) a[i] [12345] [a1] [] [1.5] ![x](y) [[x]] [see 1] a[-1] [2020] (1) f(x) ( [x] \\"
+    ),
+    # code keeps its brackets where it closes in its line, and what only begins like code has none
+    "Take `list[1]` or ``a ` [1]`` there": "Take `list[1]` or ``a ` [1]`` there",
+    "martians ` [1] and": "martians ` and",
+    "martians ` [1]\nlist[1]` `x": "martians `\nlist` `x",
+    "martians \\` [1] ` and": "martians \\` ` and",
+    "martians ``` [1]\n [1]": "martians ```\n",
+    "```py [1]\nlist[1]\n``` [1]\nlist[1]\n```\nmartians [1]": "```py\nlist[1]\n``` [1]\nlist[1]\n```\nmartians",
     # other scripts, and nothing at all
     "奥卡皮鹿生活在伊图里雨林。": "奥卡皮鹿生活在伊图里雨林。 [5]",
     "它的舌头长四十五厘米\n猫很好 [1]。": "它的舌头长四十五厘米 [5]\n猫很好。",
@@ -146,15 +161,62 @@ def test_what_is_shown_meanwhile_is_the_beginning_of_the_whole(answer: str) -> N
         assert not halves or "`" in answer  # in code, brackets are no markers
 
 
-def test_nothing_is_held_back_but_what_might_become_a_marker() -> None:
-    answer = "Cats sleep. They `sleep` in 2.5 [beds] and\n\n```\ndo[nothing]\n```\nElse."
+def test_nothing_is_held_back_but_what_might_become_a_marker_or_code() -> None:
+    answer = "Cats sleep. They sleep in 2.5 [beds] (or so) and\n\n```\ndo[nothing] `\n```\nElse."
     citer, given, out = Citer(QUESTION, HITS), "", ""
     for character in answer:
         given += character
         out += citer.feed(character)
-        assert out in (given, given.removesuffix("[").removesuffix(" "))
+        assert out in (given, re.sub(r" ?[(\[]?$|`+$", "", given))
     assert citer.feed(" [1, 2") == ""
     assert citer.feed("x") == " [1, 2x"
+    assert citer.feed(" `list[1]") == " "
+    assert citer.feed("` and") == "`list[1]` and"
+    assert citer.feed(" `" + "x" * 500) == " `" + "x" * 500
+
+
+LOOKS_CITED = re.compile(r"[\[［【]\^?0*\d{1,3}(?:[,;–-]0*\d{1,3})*[,.]?[\]］】]")
+
+
+def test_no_mixture_of_brackets_leaves_what_looks_like_a_marker() -> None:
+    parts = [*"[[[]]]］［【】()()11290 ,;.-–*^`\\x", "\u200b", "[1]", " [9]", "](x)", "```", "\n", " is "]
+    chance = random.Random(0)
+    for _ in range(6000):
+        answer = "".join(chance.choices(parts, k=chance.randint(1, 12)))
+        cuts = sorted(chance.choices(range(len(answer) + 1), k=3))
+        text = cite([answer[a:b] for a, b in pairwise([0, *cuts, len(answer)])], [])[0]
+        assert text == cite(answer, [])[0]
+        if "`" not in answer:
+            assert not LOOKS_CITED.search(re.sub(r"[\s*_\\\u200b]", "", text)), (answer, text)
+
+
+LUNCH = passages("The lunch allowance is 14 euros a day.")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "cited"),
+    [
+        ("The lunch allowance is 14 euros a day.", True),
+        ("14 euros", True),
+        ("1. The lunch allowance is 14 euros a day.", True),
+        ("2) The lunch allowance is 14 euros a day.", True),
+        ("The lunch allowance is 99 euros a day.", False),  # the question's figure in the passage's place
+        ("The lunch allowance is 9 euros a day.", False),
+        ("The lunch allowance is 14,5 euros a day.", False),
+        ("The lunch allowance is 14.5 euros a day.", False),
+        ("The lunch allowance is 14/9 euros a day.", False),
+        ("The lunch allowance is 14:9 euros a day.", False),
+        ("The lunch allowance is -14 euros a day.", False),
+        ("The lunch allowance is 14 million euros a day.", False),
+    ],
+)
+def test_figures_are_borne_out_whole(sentence: str, cited: bool) -> None:
+    assert bool(Citer("Is the lunch allowance 99 euros?", LUNCH).cite(sentence)) == cited
+
+
+def test_a_figure_of_the_question_need_not_stand_in_a_quote_without_figures() -> None:
+    hits = passages("The allowance is paid to everybody at lunch.")
+    assert Citer("To whom is the allowance paid in 2024?", hits).cite("In 2024 it is paid to everybody at lunch.")
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -285,6 +347,10 @@ def test_a_short_answer_is_tied_to_the_sentence_that_fits_the_question() -> None
         ("It is 33 yards.", "It was a 33-yard field goal."),
         ("It costs 1200 euros.", "The price: it costs 1,200 euros."),
         ("It costs 1,200 euros.", "The price: it costs 1200 euros."),
+        ("It costs -3 euros.", "The price: it costs -3 euros."),
+        ("There are 3 rooms there.", "There are three rooms."),
+        ("It was in the 1960s.", "It was 1960."),
+        ("It takes 14 days.", "It takes 10-14 days."),
     ],
 )
 def test_figures_may_be_written_otherwise(answer: str, passage: str) -> None:
