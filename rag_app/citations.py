@@ -223,6 +223,8 @@ class Citer:
         if not block and not _words(sentence):
             return ""  # a bullet or a row of dots: the sentence goes on
         self._sentence, self._named = "", []
+        if sentence.rstrip().endswith("?") and _words(sentence) <= self._question:
+            return ""  # the question over again, as small models like to write it
         if block or not _says(sentence.lstrip()) or (BOLD.match(sentence) and not end):
             return ""
         quote = self._best(sentence, named)

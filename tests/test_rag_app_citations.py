@@ -421,3 +421,9 @@ def test_random_answers_cut_at_random_show_the_same_and_no_half_marker() -> None
             so_far += citer.feed(piece)
             assert whole[0].startswith(so_far)
             assert "`" in answer or not re.search(r" \[\d{1,3}$", so_far)
+
+
+def test_the_question_over_again_is_not_cited() -> None:
+    citer = Citer("Where do okapis live?", HITS)
+    given = citer.feed("Where do okapis live? Okapis live in the rainforest of Ituri.") + citer.finish()
+    assert given == "Where do okapis live? Okapis live in the rainforest of Ituri. [1]"

@@ -21,7 +21,7 @@ from rag_app.models import locate
 from tests.conftest import ROOT, copy_of
 from tests.test_rag_app_engines_llama import edited
 
-QUESTION = "How much is the lunch allowance a day?"
+QUESTION = "What is the lunch allowance?"
 SHORT = ("--max-tokens", "24")
 COMMAND = [sys.executable, "-P", "-c", "import sys; from rag_app.cli import main; sys.exit(main())"]
 

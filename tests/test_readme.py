@@ -1,4 +1,4 @@
-"""The README: its Python runs as printed, and its five questions give the printed output again."""
+"""The README: its Python runs as printed, and its four questions give the printed output again."""
 
 import re
 from pathlib import Path
@@ -24,8 +24,8 @@ def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_there_are_five_questions() -> None:
-    assert len(TRIED) == 5
+def test_there_are_four_questions() -> None:
+    assert len(TRIED) == 4
 
 
 @pytest.mark.parametrize(("question", "printed"), TRIED, ids=[question for question, _ in TRIED])

@@ -246,7 +246,7 @@ def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page
     page.goto(served.url)
     page.get_by_label("Strategy").click()
     page.get_by_role("option", name="few-shot").click()
-    ask(page, "How much is the lunch allowance a day?")
+    ask(page, "What is the lunch allowance?")
     page.get_by_label("Thumbs up").click()
     page.get_by_role("radio", name="Thumbs up", checked=True).wait_for()
     chat = re.search(r"chat=(\w+)", page.url)[1]  # type: ignore[index]
