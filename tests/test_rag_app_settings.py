@@ -204,7 +204,7 @@ def test_what_the_command_line_chooses_leaves_the_settings_of_the_files_engine_a
     with pytest.raises(SettingInvalid, match="retries is a setting of the engine server"):
         make_generator(Settings(generator=GeneratorSettings(retries=0)))
     file.write_text("[generator]\ndevice = 'cpu'\n")
-    with pytest.raises(SettingInvalid, match="device is a setting of .* or choose that instead of llama.cpp"):
+    with pytest.raises(SettingInvalid, match=r"device is a setting of .* or choose that instead of llama.cpp"):
         load(file)
     assert load(file, {"generator": {"engine": "transformers"}}).generator.device == "cpu"
 
