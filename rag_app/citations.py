@@ -62,6 +62,7 @@ ITEM = re.compile(r"\s*\d{1,3}[.)]\s")
 """The number of a list's item."""
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?]+[\"')\]]*(?=\s|$)|(?=\n)|$)|\n")
+NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|nobody|nothing|cannot|without)\b|n['’]t\b", re.IGNORECASE)
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -245,11 +246,13 @@ class Citer:
         news = words - self._question
         figures = _figures(ITEM.sub("", sentence, count=1) if ITEM.match(sentence) else sentence)
         shares, fresh = self._shares(words), self._shares(news)
+        told, denies = words & self._question, bool(NEGATION.search(sentence))
         supported = [
             place
             for place, share in shares.items()
-            if self._bears_out(self._quotes[place], share, fresh.get(place, 0.0) if news else None)
+            if self._bears_out(self._quotes[place], share, fresh.get(place, 0.0) if news else None, told)
             and (not figures or self._has(self._quotes[place], figures))
+            and (not denies or self._denies(self._quotes[place]))
         ]
         for pool in ([place for place in supported if self._quotes[place].n in named], supported):
             if pool:
@@ -262,9 +265,16 @@ class Citer:
         lacking = {figure for figure in figures - own if not _spelt(figure) & quote.words}
         return not lacking or (lacking <= self._asked and own <= figures)
 
-    def _bears_out(self, quote: _Quote, share: float, news: float | None) -> bool:
-        """`share` of the sentence's words in the quote, and of those that are `news` to the question, if any are."""
-        if news is not None and news > 1 - 1e-9 and quote.about:
+    def _denies(self, quote: _Quote) -> bool:
+        """Whether it says that something is not so: nothing else bears out a sentence that does."""
+        return bool(NEGATION.search(self._passages[quote.n - 1].text, quote.start, quote.end))
+
+    def _bears_out(self, quote: _Quote, share: float, news: float | None, told: frozenset[str]) -> bool:
+        """`share` of the sentence's words in the quote, and of those that are `news` to the question, if any are.
+
+        Of what the sentence has of the question, `told`, something has to be there, too.
+        """
+        if news is not None and news > 1 - 1e-9 and quote.about and (not told or told & quote.words):
             return True
         return share >= SUPPORT and (news is None or news >= NEWS)
 

@@ -49,7 +49,7 @@ ANSWERS = {
         "Okapis live in the rainforest of Ituri! [1] Axolotls keep gills for life? [2]"
     ),
     "Nothing here is known to anybody.": "Nothing here is known to anybody.",
-    "No full stop: the axolotl keeps its gills": "No full stop: the axolotl keeps its gills [2]",
+    "The full stop: the axolotl keeps its gills": "The full stop: the axolotl keeps its gills [2]",
     '"The okapi lives in the Ituri rainforest." It does.': '"The okapi lives in the Ituri rainforest." [1] It does.',
     # what a model writes as markers: moved behind the sentence when true, gone when not
     "The okapi lives in the Ituri rainforest [1]. Cats are nice [1].": (
@@ -427,3 +427,25 @@ def test_the_question_over_again_is_not_cited() -> None:
     citer = Citer("Where do okapis live?", HITS)
     given = citer.feed("Where do okapis live? Okapis live in the rainforest of Ituri.") + citer.finish()
     assert given == "Where do okapis live? Okapis live in the rainforest of Ituri. [1]"
+
+
+@pytest.mark.parametrize(
+    ("question", "passage", "sentence"),
+    [
+        (
+            "Who signs expenses above 80 euros?",
+            "Landlord: Peter Brandt.",
+            "The landlord signs expenses above 80 euros.",
+        ),
+        ("Are dogs allowed?", "Dogs need the landlord's written consent.", "No, dogs are not allowed."),
+        ("What does E24 mean?", "E24: the filter has to be rinsed.", "The filter is not a water filter."),
+    ],
+)
+def test_what_a_passage_does_not_say_so_is_not_cited(question: str, passage: str, sentence: str) -> None:
+    citer = Citer(question, passages(passage, "Expenses above 80 euros are signed by the head of department."))
+    assert citer.feed(sentence) + citer.finish() == sentence
+
+
+def test_what_is_denied_in_a_passage_too_is_cited() -> None:
+    citer = Citer("Are dogs allowed?", passages("Dogs are not allowed in the flat."))
+    assert citer.feed("No, dogs are not allowed.") + citer.finish() == "No, dogs are not allowed. [1]"

@@ -35,6 +35,10 @@ PER_REPLY = frozenset({"max_tokens", "quotes"})
 """Keyword arguments of `stream` and `invoke`, beside `stop`."""
 
 
+LAST_STEP = 60.0
+"""Seconds that closing waits for the step of the model that is being computed."""
+
+
 class TransformersChat(BaseChatModel):
     """A causal language model in PyTorch; greedy unless told otherwise.
 
@@ -106,6 +110,7 @@ class TransformersChat(BaseChatModel):
     def close(self) -> None:
         """Gives the model's memory back, once the reply in the making is ended; the next question loads it again."""
         self.kill()
+        self._turns.wait(LAST_STEP)
         with self._lock:
             self._loading = None
         checkpoints.tidy()

@@ -33,6 +33,7 @@ class Turns:
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
         self._serving = False
+        self._thread: threading.Thread | None = None
 
     def take(self, work: Work) -> Iterator[tuple[Any, int]]:
         """Waits for its turn and has the work done.
@@ -46,7 +47,8 @@ class Turns:
             self._jobs.append(job)
             if not self._serving:
                 self._serving = True
-                threading.Thread(target=self._serve, daemon=True).start()
+                self._thread = threading.Thread(target=self._serve, daemon=True)
+                self._thread.start()
         try:
             if ahead := self._ahead(job):
                 yield None, ahead
@@ -58,6 +60,11 @@ class Turns:
         """Makes the rest of the job that is being done unwanted; its consumer gets what there is."""
         for job in self._jobs[:1]:
             job.stopped = True
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the job that is being done has ended: native code that runs on at exit aborts the program."""
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join(seconds)
 
     def _items(self, job: _Job) -> Iterator[tuple[Any, int]]:
         while True:
