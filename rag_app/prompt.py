@@ -52,16 +52,6 @@ PAL_SHOT = (
     "What do four chairs and a table cost together?",
     "```python\nchair = 45\ntable = 120\nanswer = 4 * chair + table\n```",
 )
-LAMP = "In which town is the company that makes the Pelican lamp?"
-REACT_SHOT = (
-    ((FIRST_THOUGHT, "search", LAMP), "[1] The Pelican lamp is made by Harker & Sons since 1962."),
-    (
-        ("The lamp is made by Harker & Sons. I need their town.", "search", "Harker & Sons town"),
-        "[2] Harker & Sons have their works in Leven, beside the canal.",
-    ),
-    (("Harker & Sons are in Leven.", "finish", "Leven"), ""),
-)
-
 Role = Literal["system", "user", "assistant"]
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 INVISIBLE = "\\s\x00-\x1f\xad\u200b-\u200f\u2060-\u206f\ufeff"
@@ -155,11 +145,9 @@ def react_prompt(
         history: the conversation before.
     """
     described = "\n".join(f"- {name}: {' '.join(description.split())}" for name, description in tools)
-    messages = [Message("system", REACT.format(tools=described)), Message("user", f"Question: {LAMP}")]
-    for step, observation in REACT_SHOT:
-        messages.append(Message("assistant", react_step(*step)))
-        messages += [_observed(observation)] if observation else []
-    messages += [*_turns(history), Message("user", f"Question: {_one_line(question)}")]
+    # No worked example: the bundled model takes what it says for a finding of its own run.
+    asked = Message("user", f"Question: {_one_line(question)}")
+    messages = [Message("system", REACT.format(tools=described)), *_turns(history), asked]
     for written, observation in steps:
         messages += [Message("assistant", written), _observed(observation)]
     return messages

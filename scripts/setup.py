@@ -108,12 +108,17 @@ class Step:
             child = subprocess.Popen(
                 command, env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
+        told = 0.0
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     return child.wait(1.0)
+                seconds = time.monotonic() - self.started
                 if self.on_terminal:
-                    print(f"\r{self.label} {time.monotonic() - self.started:.0f} s", end="", flush=True)
+                    print(f"\r{self.label} {seconds:.0f} s", end="", flush=True)
+                elif seconds > told + 60:  # a file or a pipe: a sign of life now and then
+                    told = seconds
+                    print(f"      still at it after {seconds:.0f} s; what it says is in .venv/setup.log", flush=True)
         except KeyboardInterrupt:
             _end(child)
             raise
@@ -375,7 +380,7 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case []:
                 set_up(set())
-                print("The environment in .venv is ready.")
+                print("The environment in .venv is ready. Next: make chat")
             case ["test"]:
                 set_up({"test"})
                 ensure_chromium()

@@ -321,7 +321,7 @@ def test_steps_that_fill_the_window_make_room_or_end_the_run(directory: Path) ->
     answer = answer_of(asked(directory, model, strategy="react", max_steps=20, budget=100_000))
     assert answer.answer == f"{LIVES} [1]"
     assert all(sum(len(m.content.split()) for m in prompt) <= 700 - 175 for prompt in model.prompts)
-    model = ScriptedModel.saying(LIVES, window=230, max_tokens=50)
+    model = ScriptedModel.saying(LIVES, window=200, max_tokens=50)
     answer = answer_of(asked(directory, model, strategy="react"))
     assert (answer.answer, answer.finish_reason) == (f"{LIVES} [1]", "window")
 
