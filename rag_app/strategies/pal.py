@@ -21,7 +21,7 @@ MOST_PROGRAMS = 3
 def pal(run: Run) -> Iterator[Event]:
     """Programs until one gives a value; a question that none answers is answered directly."""
     failed: list[tuple[str, str]] = []
-    while len(failed) < min(MOST_PROGRAMS, run.options.max_steps) and run.reply_room() >= LEAST_REPLY:
+    while len(failed) < min(MOST_PROGRAMS, run.options.max_steps) and run.budget_left() >= LEAST_REPLY:
         try:
             messages = run.fit(
                 lambda texts, history: program_prompt(run.question, texts, history, failed), run.answer.hits
