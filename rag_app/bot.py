@@ -17,6 +17,7 @@ from rag_app.confidence import calibration, confidence
 from rag_app.errors import SettingInvalid
 from rag_app.followup import needs_context, standalone
 from rag_app.generator import Generator
+from rag_app.halves import repaired
 from rag_app.prompt import PROMPT_VERSION, Turns, standalone_prompt
 from rag_app.run import Clock, Run
 from rag_app.settings import Options
@@ -204,7 +205,7 @@ def _checked(question: str) -> str:
             f"the question has {len(question):,} characters: ask in at most {LONGEST_QUESTION:,}, "
             "and put long texts into the index instead"
         )
-    return question.encode("utf-8", "replace").decode("utf-8")  # half a character is none for tokenizers and files
+    return repaired(question)
 
 
 def _tell_of_what_was_dropped(answer: Answer) -> None:

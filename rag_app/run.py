@@ -11,6 +11,7 @@ from rag_app.answer import Answer, Cited, Event, Reading, Step, StepTaken, Think
 from rag_app.citations import Citation, Citer
 from rag_app.errors import PromptTooLong
 from rag_app.generator import Generator
+from rag_app.halves import repaired
 from rag_app.prompt import ECHO, NOT_FOUND, Message, Turns
 from rag_app.quotes import QuoteCheck
 from rag_app.reasoning import Reasoning
@@ -144,7 +145,7 @@ class Run:
             if chunk.text:
                 answer.timings.setdefault("first_token_ms", self.clock.lap())
                 # Half a character, which some servers send, can be neither kept nor printed.
-                thought, text = reasoning.feed(chunk.text.encode("utf-8", "replace").decode("utf-8"))
+                thought, text = reasoning.feed(repaired(chunk.text))
                 if thought:
                     yield Thinking(thought)
                 if text:

@@ -238,7 +238,7 @@ def test_control_tokens_in_plain_text_are_spelt_out(model: Model) -> None:
 @pytest.mark.parametrize("text", ["", "a\0b", "🦒👩‍👩‍👧", "\ud800", "x" * 10_000])
 def test_any_text_becomes_tokens(model: Model, text: str) -> None:
     pieces = b"".join(map(model.piece, model.tokens(text, False)))
-    assert pieces == text.encode("utf-8", "replace")
+    assert pieces.decode() == text.replace("\ud800", "\ufffd")
 
 
 @pytest.fixture

@@ -33,7 +33,14 @@ def written(model: Any, grammar: str, **settings: Any) -> dict[str, Any]:
 
 def shortened(grammar: str) -> str:
     """The same form with less room, so that the model comes to its end in a few tokens."""
-    for bounds, less in (("1,300", "1,25"), ("0,160", "0,25"), ("0,400", "0,25"), ("1,30", "1,2"), ("0,120", "0,20")):
+    for bounds, less in (
+        ("1,300", "1,25"),
+        ("0,160", "0,25"),
+        ("0,400", "0,25"),
+        ("1,30", "1,2"),
+        ("0,15", "0,1"),
+        ("0,120", "0,20"),
+    ):
         grammar = grammar.replace(f"{{{bounds}}}", f"{{{less}}}")
     return grammar
 
