@@ -13,7 +13,7 @@ from index import Index, QueryInvalid
 from index.encoder import Encoder, SentenceEncoder
 from rag_app.answer import Answer, Done, Event, Found, Query
 from rag_app.chats import Turn
-from rag_app.confidence import calibration, confidence
+from rag_app.confidence import PASSAGES, calibration, confidence
 from rag_app.errors import SettingInvalid
 from rag_app.followup import needs_context, standalone
 from rag_app.generator import Generator
@@ -113,7 +113,9 @@ class Bot:
         yield Query(answer.query, answer.query != question)
         index = self.index()
         clock.lap()
-        answer.hits = run.passages = index.search(answer.query, options.k)
+        found = index.search(answer.query, max(options.k, PASSAGES))
+        answer.confidence = round(confidence(answer.query, found), 6)  # of as many as it is calibrated with
+        answer.hits = run.passages = found[: options.k]
         answer.timings["retrieve_ms"] = clock.lap()
         yield Found(answer.hits)
         yield from self._answer(run, index, tools)
@@ -137,7 +139,6 @@ class Bot:
         from rag_app.strategies.direct import chain_of_thought, few_shot, zero_shot
 
         answer, options = run.answer, run.options
-        answer.confidence = round(confidence(answer.query, answer.hits), 6)
         run.least_confidence = options.min_confidence
         if run.least_confidence is None:
             calibrated = calibration(index)

@@ -389,3 +389,10 @@ def test_two_homes_one_after_the_other(real_index: Path, real_encoder: Any, tmp_
     moved = copy_of(real_index, tmp_path / "moved")
     bot = Bot(ScriptedModel("The lunch allowance is 14 euros."), moved, real_encoder)
     assert bot.ask("What is the lunch allowance?").answer == "The lunch allowance is 14 euros. [1]"
+
+
+def test_confidence_does_not_depend_on_how_many_passages_are_read(directory: Path) -> None:
+    few, many = (bot_of(ScriptedModel(*REPLY), directory, k=k).ask("What is the oil of the okapi?") for k in (1, 3))
+    assert (len(few.hits), len(many.hits)) == (1, 3)
+    assert few.hits == many.hits[:1]
+    assert few.confidence == many.confidence > 0
