@@ -192,9 +192,9 @@ def _wrong(path: Path, part: Part, whole: bool) -> str:
         with _opened(path) as stream:
             if hashlib.sha256(stream.read(HEAD)).hexdigest() != part.head:
                 return "has changed since it was written"
+        return "has changed since it was written" if whole and sha256(path) != part.sha256 else ""
     except OSError:
         return "is missing"
-    return "has changed since it was written" if whole and sha256(path) != part.sha256 else ""
 
 
 def sha256(path: Path) -> str:
@@ -257,11 +257,12 @@ def in_use(generation: Path) -> BufferedReader | None:
     if fcntl:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # being removed, or a file system without locks
+        except BlockingIOError:  # held by a build that is about to remove it, maybe not yet begun to
             stream.close()
-            if (generation / MANIFEST).exists():
-                return None
             raise FileNotFoundError(generation) from None
+        except OSError:  # a file system without locks
+            stream.close()
+            return None
     return stream
 
 

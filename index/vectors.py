@@ -123,11 +123,11 @@ class Vectors:
             self.exact = faiss.read_index(str(generation / VECTORS), faiss.IO_FLAG_MMAP_IFC)
             has_coarse = (generation / COARSE).exists()
             self.coarse = faiss.read_index(str(generation / COARSE), faiss.IO_FLAG_MMAP_IFC) if has_coarse else None
-        except (RuntimeError, MemoryError) as error:
+            self._file = (generation / VECTORS).open("rb")
+        except (RuntimeError, MemoryError, OSError) as error:
             raise damaged(generation.parent, f"{generation.name}/{VECTORS} is not a FAISS index") from error
         self.count, self.dimension = int(self.exact.ntotal), int(self.exact.d)
         self._generation = generation
-        self._file = (generation / VECTORS).open("rb")
 
     def get(self, rows: "Rows") -> "Floats":
         """The vectors of some rows, (len(rows), dimension) float32."""

@@ -19,6 +19,11 @@ from rag_app.decoding import Decoding
 from rag_app.prompt import Message
 
 ROOT = Path(__file__).parent.parent
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    # A core for each process of `pytest -n`, before anything counts them: threads of llama.cpp and PyTorch spin while
+    # they wait, so that two processes with a thread for each core take many times as long.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 NETBLOCK = str(Path(__file__).parent / "netblock")
 
 # Child processes too: Python imports sitecustomize from there before anything else.

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+import faiss
 import numpy as np
 import pytest
 
@@ -311,7 +312,7 @@ def test_threads_that_search_while_builds_publish_never_fail(tmp_path: Path) -> 
     assert all(searches >= 1 and "gen-000016" in opened for searches, opened in results)
 
 
-@pytest.mark.parametrize("late", [disk.POINTER, f"gen-000001/{disk.MANIFEST}"])
+@pytest.mark.parametrize("late", ["_pointer", "in_use", "sha256", "read_manifest", "read_index"])
 def test_a_generation_that_builds_remove_while_it_is_opened_is_no_damage(
     where: Path, late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,19 +320,37 @@ def test_a_generation_that_builds_remove_while_it_is_opened_is_no_damage(
     build([where.parent / "docs"], where, encoder=WordEncoder(), rebuild=True)
     newest = (where / disk.POINTER).read_bytes()
     write(where / disk.POINTER, f"gen-000001 {disk.sha256(where / 'gen-000001' / disk.MANIFEST)}\n")
-    read = disk._small
+    module: Any = faiss if late == "read_index" else disk
+    real = getattr(module, late)
 
-    def removed_meanwhile(path: Path, most: int) -> bytes:
-        found = read(path, most)
-        if path == where / late and (where / "gen-000001").exists():  # a build publishes and removes just now
-            (where / disk.POINTER).write_bytes(newest)
-            shutil.rmtree(where / "gen-000001")
+    def removed_meanwhile(*arguments: Any) -> Any:
+        if late == "sha256":
+            remove()
+        found = real(*arguments)
+        remove()
         return found
 
-    monkeypatch.setattr(disk, "_small", removed_meanwhile)
+    def remove() -> None:
+        if (where / "gen-000001").exists():  # a build publishes and removes just now
+            (where / disk.POINTER).write_bytes(newest)
+            shutil.rmtree(where / "gen-000001")
+
+    monkeypatch.setattr(module, late, removed_meanwhile)
     with Index.open(where, WordEncoder()) as index:
         assert (index.name, index.is_current()) == ("gen-000002", True)
         assert index.search("wombat", 1)[0].text == "The wombat digs."
+
+
+@pytest.mark.skipif(disk.fcntl is None, reason="no such locks here")
+def test_a_generation_that_a_build_is_about_to_remove_is_not_opened(where: Path) -> None:
+    generation = disk.current(where)
+    with (generation / disk.MANIFEST).open("rb") as stream:
+        disk.fcntl.flock(stream, disk.fcntl.LOCK_EX)
+        with pytest.raises(FileNotFoundError):
+            disk.in_use(generation)
+    held = disk.in_use(generation)
+    assert held
+    held.close()
 
 
 # --- no index, and damage

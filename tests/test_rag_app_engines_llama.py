@@ -20,7 +20,9 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 
 from index import RagError
 from rag_app.decoding import Decoding
+from rag_app.engines.line import Line
 from rag_app.engines.llama import LlamaCpp
+from rag_app.engines.process import Event, Process
 from rag_app.errors import ModelInvalid, ModelNotFound, PromptTooLong, SettingInvalid, WorkerDied
 from rag_app.models import locate
 from rag_app.prompt import Message
@@ -231,6 +233,35 @@ def test_killed_while_idle_is_not_noticed(model: LlamaCpp) -> None:
     kill(model)
     assert taste(model) == before
     assert model.pid() != pid
+
+
+def test_a_question_before_a_death_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply that the worker died under is no longer wanted, and nobody has heard of the death yet."""
+    asked, hear, advance = threading.Event(), Line._hear, Line._advance
+
+    def hears_late(line: Line, process: Process, event: Event | None) -> None:
+        if event is None:
+            asked.wait(30)
+        hear(line, process, event)
+
+    def tells(line: Line) -> None:
+        advance(line)
+        asked.set()
+
+    monkeypatch.setattr(Line, "_hear", hears_late)
+    model = LlamaCpp(decoding=Decoding(max_tokens=ENDLESS_TOKENS))
+    stream, pid = begin(model), model.pid()
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    stream.close()  # not heeded any more
+    kill(model)
+    monkeypatch.setattr(Line, "_advance", tells)
+    replies: list[str] = []
+    thread = threading.Thread(target=lambda: replies.append(taste(model)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert replies
+    model.close()
 
 
 def test_closed_twice_and_used_again(model: LlamaCpp) -> None:

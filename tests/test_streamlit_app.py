@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +111,37 @@ def answer(page: Any) -> Any:
     return page.get_by_test_id("stChatMessage").nth(-1)
 
 
-def wait_for_text(page: Any) -> str:
-    """The answer's text as soon as there is any: the stage line above it is a caption, and gone by then."""
-    page.wait_for_function(
-        """() => {
-            const last = [...document.querySelectorAll('[data-testid=stChatMessage]')].at(-1);
-            const blocks = last ? last.querySelectorAll('[data-testid=stMarkdownContainer] p') : [];
-            return [...blocks].some(p => !p.closest('[data-testid=stCaptionContainer], button') && p.innerText.trim());
-        }"""
-    )
-    return text_of(page)
+@contextmanager
+def held(page: Any, served: Served, question: str) -> Iterator[int]:
+    """Asks, and holds the worker when the answer's first words stand on the page, so that no look at it is a race.
+
+    The worker runs for a frame of the page at a time: the whole answer takes less than the page to show its beginning.
+    """
+    page.locator("[data-testid=stChatInputTextArea]:enabled").wait_for()
+    worker = served.worker()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        ask(page, question)
+        page.get_by_role("button", name="Stop").wait_for()
+        for _ in range(5000):
+            if page.evaluate(HAS_BEGUN):
+                break
+            os.kill(worker, signal.SIGCONT)
+            page.evaluate("() => new Promise(requestAnimationFrame)")
+            os.kill(worker, signal.SIGSTOP)
+        yield worker
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+
+
+HAS_BEGUN = """() => {
+    const messages = [...document.querySelectorAll('[data-testid=stChatMessage]')];
+    if (messages.length == 0 || messages.length % 2) return false;  // a question without its answer
+    const blocks = messages.at(-1).querySelectorAll('[data-testid=stMarkdownContainer] p');
+    return [...blocks].some(p => !p.closest('[data-testid=stCaptionContainer], button') && p.innerText.trim());
+}"""
+"""Whether there is any text of the answer: the stage line above it is a caption, and gone by then."""
 
 
 def text_of(page: Any) -> str:
@@ -136,15 +157,11 @@ def wait_until_done(page: Any) -> None:
 def test_ask_watch_the_stream_open_a_source_reload(page: Any, served: Served) -> None:
     page.goto(served.url)
     page.get_by_text("3 documents").wait_for()
-    ask(page, QUESTION)
-    begun = wait_for_text(page)
-    os.kill(served.worker(), signal.SIGSTOP)  # holds the answer where it is, so that the look at it is no race
-    try:
+    with held(page, served, QUESTION):
+        begun = text_of(page)
         assert page.get_by_role("button", name="Stop").is_visible()
         assert page.get_by_test_id("stHelp").count() == 0  # Streamlit shows the help of what a bare expression gives
         assert page.get_by_test_id("stChatInputTextArea").is_disabled()
-    finally:
-        os.kill(served.worker(), signal.SIGCONT)
     wait_until_done(page)
     whole = text_of(page)
     assert len(whole) > len(begun)
@@ -172,15 +189,10 @@ def served_facts(served: Served) -> str:
 
 def test_stop_in_the_middle_keeps_what_is_written(page: Any, served: Served) -> None:
     page.goto(served.url)
-    ask(page, QUESTION)
-    wait_for_text(page)
-    os.kill(served.worker(), signal.SIGSTOP)
-    try:
+    with held(page, served, QUESTION):
         begun = text_of(page)
         page.get_by_role("button", name="Stop").click()
-    finally:
-        os.kill(served.worker(), signal.SIGCONT)
-    answer(page).locator("[data-testid=stCaptionContainer]", has_text="stopped").wait_for()
+        answer(page).locator("[data-testid=stCaptionContainer]", has_text="stopped").wait_for()
     assert text_of(page).startswith(begun[:10])
     ask(page, "What is the lunch allowance?")
     page.get_by_test_id("stChatMessage").nth(3).wait_for()
@@ -190,14 +202,9 @@ def test_stop_in_the_middle_keeps_what_is_written(page: Any, served: Served) -> 
 
 def test_reload_in_the_middle_does_not_cut_the_answer(page: Any, served: Served) -> None:
     page.goto(served.url)
-    ask(page, QUESTION)
-    wait_for_text(page)
-    os.kill(served.worker(), signal.SIGSTOP)
-    try:
+    with held(page, served, QUESTION):
         page.reload()
         page.get_by_role("button", name="Stop").wait_for()
-    finally:
-        os.kill(served.worker(), signal.SIGCONT)
     wait_until_done(page)
     assert "stopped" not in answer(page).inner_text()
     assert text_of(page)
@@ -205,9 +212,8 @@ def test_reload_in_the_middle_does_not_cut_the_answer(page: Any, served: Served)
 
 def test_killed_worker_is_an_error_and_the_next_question_works(page: Any, served: Served) -> None:
     page.goto(served.url)
-    ask(page, QUESTION)
-    wait_for_text(page)
-    os.kill(served.worker(), signal.SIGKILL)
+    with held(page, served, QUESTION) as worker:
+        os.kill(worker, signal.SIGKILL)
     page.get_by_text("the process that runs the model ended").wait_for()
     ask(page, "What is the lunch allowance?")
     page.get_by_test_id("stChatMessage").nth(3).wait_for()

@@ -165,7 +165,7 @@ class Line:
     # What the worker does; `_lock` is held by all but `_hear`
 
     def _start(self) -> None:
-        if self._process is None or not self._process.alive():
+        if self._process is None:  # a dead one is replaced when `_hear` has buried it, with what it was doing
             path = locate(self._path)
             self._loaded = None
             self._process = Process(path, self._hear)

@@ -49,10 +49,6 @@ class Process:
         for work in (self._write, self._read):
             threading.Thread(target=work, daemon=True, name=f"llama.cpp {work.__name__}").start()
 
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
-
     def send(self, request: Event) -> None:
         """Sends a request, in time."""
         self._outbox.put((request, None))
