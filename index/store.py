@@ -244,9 +244,11 @@ class Draft:
 
     def close(self) -> None:
         """Writes what is open and closes."""
-        if self.db.in_transaction:
-            self.db.execute("COMMIT")
-        self.db.close()
+        try:
+            if self.db.in_transaction:
+                self.db.execute("COMMIT")
+        finally:  # on a full disk too: what is open keeps the room of a file that is removed
+            self.db.close()
 
 
 def unpacked(boxes: bytes) -> list[tuple[int, ...]] | None:
