@@ -124,6 +124,8 @@ def draw_rating(desk: Desk, chat: str, turn: Turn) -> None:
             desk.chats.rate(chat, turn.id, 0 if thumb is None else 2 * thumb - 1)
         except RagError as error:
             st.toast(as_markdown(str(error)))
+        else:
+            st.toast("Rating kept." if thumb is not None else "Rating taken back.")
 
     st.feedback("thumbs", key=key, default={1: 1, -1: 0}.get(turn.rating), on_change=keep)
 

@@ -254,7 +254,7 @@ def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page
     page.get_by_role("option", name="few-shot").click()
     ask(page, "What is the lunch allowance?")
     page.get_by_label("Thumbs up").click()
-    page.get_by_role("radio", name="Thumbs up", checked=True).wait_for()
+    page.get_by_text("Rating kept.").wait_for()
     chat = re.search(r"chat=(\w+)", page.url)[1]  # type: ignore[index]
     chats = Chats(served.home / "chats.sqlite3")
     page.reload()
