@@ -25,8 +25,12 @@ class Pending:
 
     def _open(self) -> None:
         self._db = sqlite3.connect(self._path)
-        self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
-        self._db.commit()
+        try:
+            self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+            self._db.commit()
+        except sqlite3.Error:
+            self._db.close()
+            raise
 
     def _start_again(self) -> None:
         """Throws a damaged file away; it is only a cache."""

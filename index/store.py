@@ -141,11 +141,15 @@ class Draft:
             shutil.copyfile(old / CHUNKS, folder / CHUNKS)
         # No journal: a draft that is interrupted is thrown away.
         self.db = sqlite3.connect(folder / CHUNKS, isolation_level=None)
-        self.db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;")
-        if not old:
-            self.db.executescript(TABLES)
-        self.db.execute("BEGIN")
-        self.old_rows = self._count()
+        try:
+            self.db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;")
+            if not old:
+                self.db.executescript(TABLES)
+            self.db.execute("BEGIN")
+            self.old_rows = self._count()
+        except sqlite3.Error:  # an open file keeps its room on a full disk when it is removed
+            self.db.close()
+            raise
         self._rows = self.old_rows
         self._touched: set[int] = set()
 
@@ -247,7 +251,7 @@ class Draft:
         try:
             if self.db.in_transaction:
                 self.db.execute("COMMIT")
-        finally:  # on a full disk too: what is open keeps the room of a file that is removed
+        finally:  # on a full disk too, as above
             self.db.close()
 
 

@@ -318,3 +318,16 @@ def test_a_full_disk_at_any_point_leaves_a_whole_index(case: Case, small_disk: P
         assert answers(away) == case.new
         shutil.rmtree(away)
     assert failures >= 5
+
+
+def test_a_first_build_without_room_gives_all_of_it_back(case: Case, small_disk: Path) -> None:
+    room = shutil.disk_usage(small_disk).free
+    for free in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
+        (small_disk / "ballast").write_bytes(bytes(room - free))
+        with pytest.raises(OSError):
+            build([case.docs], small_disk / "index", encoder=WordEncoder())
+        (small_disk / "ballast").unlink()
+        shutil.rmtree(small_disk / "index", ignore_errors=True)
+        assert shutil.disk_usage(small_disk).free == room
+    build([case.docs], small_disk / "index", encoder=WordEncoder())
+    assert answers(small_disk / "index") == case.new
