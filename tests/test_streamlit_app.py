@@ -117,7 +117,7 @@ def held(page: Any, served: Served, question: str) -> Iterator[int]:
 
     The worker runs for a frame of the page at a time: the whole answer takes less than the page to show its beginning.
     """
-    page.locator("[data-testid=stChatInputTextArea]:enabled").wait_for()
+    wait_until_done(page)
     worker = served.worker()
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -150,8 +150,8 @@ def text_of(page: Any) -> str:
 
 
 def wait_until_done(page: Any) -> None:
-    page.get_by_role("button", name="Stop").wait_for(state="detached")
-    page.get_by_test_id("stExpander").first.wait_for()
+    """Waits for the input to open: it is drawn after the kept messages, and closed before an answer's first sign."""
+    page.locator("[data-testid=stChatInputTextArea]:enabled").wait_for()
 
 
 def test_ask_watch_the_stream_open_a_source_reload(page: Any, served: Served) -> None:
@@ -245,7 +245,8 @@ def test_bad_questions_get_a_message(page: Any, served: Served) -> None:
     page.goto(served.url)
     ask(page, "word " * 20_000)
     page.get_by_text("tokens long").wait_for()
-    assert page.get_by_test_id("stChatInputTextArea").is_enabled()
+    wait_until_done(page)
+    assert page.get_by_text("tokens long").is_visible()
 
 
 def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page: Any) -> None:
