@@ -108,6 +108,12 @@ def question_prompt(
     return [Message("system", SYSTEM), *worked, *_turns(history), asked]
 
 
+def instruction_prompt(instruction: str, context: str = "", history: Turns = ()) -> list[Message]:
+    """The messages that give an instruction, with the text that it is about, if any, before it; no system message."""
+    text = f"{plain(context)}\n\n{plain(instruction)}" if context.strip() else plain(instruction)
+    return [*_turns(history), Message("user", text)]
+
+
 def thinking_prompt(question: str, passages: Sequence[str], history: Turns = ()) -> list[Message]:
     """The messages that ask for reasoning first and then, behind ANSWER_MARK, the answer (chain of thought)."""
     return [Message("system", SYSTEM), *_turns(history), Message("user", _asked(question, passages, THINKING))]
@@ -234,6 +240,23 @@ def _render(messages: Sequence[Message], template: str, bos: str, eos: str) -> l
         if text:
             segments.append(Segment(text, special=not is_content))
     return segments
+
+
+def closing(template: str, bos: str = "", eos: str = "") -> str:
+    """What a chat template writes behind an answer, its stop token first; '' where it writes nothing.
+
+    Raises:
+        ValueError: the template cannot be rendered.
+    """
+    answer = "\ue000answer\ue001"
+    shown = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        laid_out: str = _compiled(template).render(
+            messages=shown, add_generation_prompt=False, bos_token=bos, eos_token=eos, tools=None
+        )
+    except Exception as error:  # a template is a program that came with the model: it may raise anything
+        raise ValueError(f"the chat template cannot be rendered: {error}") from error
+    return laid_out.rpartition(answer)[2]
 
 
 @lru_cache(maxsize=8)

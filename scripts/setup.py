@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-VERSION = 1  # raise it when a step below changes: every environment is then brought up to date at its next use
+VERSION = 2  # raise it when a step below changes: every environment is then brought up to date at its next use
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"

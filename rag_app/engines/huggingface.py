@@ -20,14 +20,14 @@ from rag_app.decoding import Decoding
 from rag_app.engines import checkpoints
 from rag_app.engines.decoder import Batch, cut
 from rag_app.engines.forward import Forward
-from rag_app.engines.marks import unmarked, whole
+from rag_app.engines.layout import Layout
 from rag_app.engines.outside import Tally, one_line
-from rag_app.engines.pieces import ends, marks, pieces, spaced
+from rag_app.engines.pieces import ends, pieces, spaced
 from rag_app.engines.quoting import QuoteMask, Vocabulary
 from rag_app.engines.stops import Stops
 from rag_app.engines.turns import Turns
-from rag_app.errors import ModelInvalid, PromptTooLong, SettingInvalid, WorkerDied
-from rag_app.prompt import Message, Role, render
+from rag_app.errors import PromptTooLong, SettingInvalid, WorkerDied
+from rag_app.prompt import Message, Role
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 ABLE = frozenset(asdict(Decoding()))
@@ -193,25 +193,13 @@ class _Loaded:
     """A model in memory and what is known of it."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, n_ctx: int) -> None:
-        template = tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if not template:
-            raise ModelInvalid(
-                f"the model '{name}' has no chat template, so nobody knows how to ask it. Put a chat_template.jinja "
-                "beside its tokenizer, or give another with --model"
-            )
-        self._name, self._template, self._tokenizer = name, str(template), tokenizer
+        self._layout = Layout(name, tokenizer)
         config = model.config.get_text_config()
         self.window = min(n_ctx, getattr(config, "max_position_embeddings", None) or n_ctx)
         self.pieces = pieces(tokenizer, config.vocab_size)
         self.ends = ends(tokenizer, model)
         self.spaced = spaced(tokenizer)
         self.forward = Forward(model, self.ends)
-        self._marks = marks(tokenizer)
-        self._tokenizing = threading.Lock()
-        whole = tokenizer("a").input_ids
-        self._begin = whole[:1] if whole[:1] == [tokenizer.bos_token_id] else []
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -220,28 +208,7 @@ class _Loaded:
 
     def prompt(self, messages: Sequence[Message]) -> list[Batch]:
         """The prompt's tokens in batches; what is not the template's is plain text, whatever it looks like."""
-        tokenizer = self._tokenizer
-        try:
-            segments = render(messages, self._template, tokenizer.bos_token or "", tokenizer.eos_token or "")
-        except ValueError as error:
-            raise ModelInvalid(f"the model '{self._name}': {error}. Give another with --model") from error
-        pieces = [(self._tokens(segment.text, segment.special), not segment.special) for segment in segments]
-        first = next((tokens for tokens, _ in pieces if tokens), [])
-        if first[:1] != self._begin:  # a template may write it, too
-            pieces.insert(0, (self._begin, False))
-        return cut(pieces)
-
-    def _tokens(self, text: str, special: bool) -> list[int]:
-        text = whole(text)
-        if special:
-            return self._tokenized(text, True)
-        return unmarked(text, lambda part: self._tokenized(part, False), lambda token: self._marks.get(token, ""))
-
-    def _tokenized(self, text: str, special: bool) -> list[int]:
-        with self._tokenizing:  # it keeps the last setting in itself
-            found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
-        tokens: list[int] = found["input_ids"]
-        return tokens
+        return cut(self._layout.pieces(messages))
 
 
 class _Reply:

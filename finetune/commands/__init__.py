@@ -1,0 +1,1 @@
+"""The commands of rag-finetune, a module each."""
