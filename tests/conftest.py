@@ -159,6 +159,42 @@ def real_model() -> Iterator[Any]:
     model.close()
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as a folder of Transformers, bf16, made once for all processes. Not to be written to."""
+    from filelock import FileLock
+
+    from rag_app.engines import checkpoints
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "base-models"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        if not (shared / "whole").is_dir():
+            checkpoints._convert(checkpoints.find(None), shared / "whole")
+        if not (shared / "small").is_dir():
+            _cut(shared / "whole", shared / "small.part")
+            (shared / "small.part").rename(shared / "small")
+    return shared / "whole"
+
+
+@pytest.fixture(scope="session")
+def small_base(base: Path) -> Path:
+    """`base` cut to its first two layers. Not to be written to."""
+    return base.parent / "small"
+
+
+def _cut(folder: Path, to: Path, layers: int = 2) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+
+
 FACTS = {
     "animals.md": "# Animals\n\n## Okapi\n\n"
     "The okapi lives in the Ituri rainforest. Its tongue is 45 centimetres long.\n\n## Axolotl\n\n"
