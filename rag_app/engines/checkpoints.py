@@ -86,13 +86,14 @@ def find(path: str | None) -> Source:
     return Source(file.name, str(file.resolve().parent), file.name)
 
 
-def load(source: Source, precision: str, device: str) -> tuple[Any, Any]:
+def load(source: Source, precision: str, device: str, double: bool = False) -> tuple[Any, Any]:
     """The model, ready for use, and its tokenizer.
 
     Args:
         source: from `find`.
         precision: 'auto', '16-bit' or 'nf4'.
         device: 'auto', or as PyTorch names it.
+        double: NF4 with its scales quantised, too, as QLoRA trains.
 
     Raises:
         ModelNotFound: the Hub has no such model, or cannot be reached.
@@ -110,7 +111,7 @@ def load(source: Source, precision: str, device: str) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(**source.files)
         nf4 = _quantise(source, getattr(config, "quantization_config", None), precision)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.files)
-        return _weights(source, {"config": config, **_settings(place, nf4, device == "auto")}), tokenizer
+        return _weights(source, {"config": config, **_settings(place, nf4, device == "auto", double)}), tokenizer
 
 
 def chosen_device(wanted: str) -> "torch.device":
@@ -239,7 +240,7 @@ def _quantise(source: Source, held: Any, precision: str) -> bool:
     return precision == "nf4"
 
 
-def _settings(device: "torch.device", nf4: bool, anywhere: bool) -> dict[str, Any]:
+def _settings(device: "torch.device", nf4: bool, anywhere: bool, double: bool) -> dict[str, Any]:
     """What `from_pretrained` is told."""
     import torch
     import transformers
@@ -251,7 +252,10 @@ def _settings(device: "torch.device", nf4: bool, anywhere: bool) -> dict[str, An
         settings["device_map"] = "auto"
     if nf4:
         settings["quantization_config"] = hf.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=kind,
+            bnb_4bit_use_double_quant=double,
         )
     if device.type == "cuda" and find_spec("flash_attn"):
         settings["attn_implementation"] = "flash_attention_2"
