@@ -114,6 +114,29 @@ def load(source: Source, precision: str, device: str, double: bool = False) -> t
         return _weights(source, {"config": config, **_settings(place, nf4, device == "auto", double)}), tokenizer
 
 
+def settled(source: Source) -> Source:
+    """Where its files are to be read from: a GGUF file is converted into a folder, the Hub asked whether it answers.
+
+    Raises:
+        ModelNotFound: the Hub has no such model, or cannot be reached.
+        ModelInvalid: the file cannot be converted.
+    """
+    with _explained(source), _quiet():
+        return _converted(source) if source.gguf else _reached(source) if source.on_the_hub else source
+
+
+def tokenizer(source: Source) -> Any:
+    """The tokenizer alone, of a source that is `settled`.
+
+    Raises:
+        ModelInvalid: its files are damaged or incomplete.
+    """
+    with _explained(source), _quiet():
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(**source.files)
+
+
 def chosen_device(wanted: str) -> "torch.device":
     """The device that a name stands for.
 
