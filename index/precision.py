@@ -93,10 +93,11 @@ def _machine(fingerprint: str) -> str:
     limits = [
         os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES")
     ]
-    return "|".join([_processor(), str(cores()), version("torch"), *limits, fingerprint])
+    return "|".join([processor(), str(cores()), version("torch"), *limits, fingerprint])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
