@@ -31,7 +31,6 @@ from rag_app.prompt import PROMPT_VERSION
 
 ADAPTER = "adapter"
 RUN = "run.json"
-ROUNDS_OF_SMALLEST = 1
 
 
 @dataclass(frozen=True)
@@ -341,21 +340,16 @@ class _Watched:
         return {**found, "score": scores.score, **scores.flat()}
 
     def _loss(self, model: Any) -> float:
-        import torch
-
         from finetune.config import VIRTUAL
-        from finetune.rows import IGNORED, collate, collate_padded
-        from finetune.trainer import forward
+        from finetune.forward import labelled, losses
+        from finetune.rows import collate, collate_padded
 
         total, count = 0.0, 0
         for row in self.rows:
             batch = (collate_padded if self.config.adapter in VIRTUAL else collate)([row.as_dict()])
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            labels = batch["labels"]
-            kept = (labels != IGNORED).any(0).nonzero()[:, 0]
-            logits = model(**forward(batch, model.dtype), logits_to_keep=kept - labels.shape[1]).logits
-            losses = torch.nn.functional.cross_entropy(logits[0].float(), labels[0, kept], reduction="sum")
-            total, count = total + float(losses), count + len(kept)
+            logits, labels, _ = labelled(model, batch, model.dtype)
+            total, count = total + float(losses(logits, labels).sum()), count + len(labels)
         return total / max(1, count)
 
 

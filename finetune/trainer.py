@@ -19,8 +19,9 @@ from trl import SFTConfig, SFTTrainer
 from finetune import checkpoints, methods
 from finetune.config import VIRTUAL, Config
 from finetune.errors import TrainingFailed
+from finetune.forward import labelled, losses
 from finetune.optimizer import MasterWeights
-from finetune.rows import IGNORED, Row, collate, collate_padded, mask
+from finetune.rows import IGNORED, Row, collate, collate_padded
 
 Evaluation = Callable[[Any, int], Mapping[str, float]]
 """Scores of a model at a step; 'score' and 'loss' among them."""
@@ -47,23 +48,19 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Mean cross-entropy of the labels, each with its weight; logits (rows, labels, vocabulary) nowhere else."""
-        batch = dict(inputs)
-        labels, weights = batch.pop("labels"), batch.pop("weights")
         if model.training:
-            self.useful += int(batch["useful"].sum())
-            self.seen += int(batch["examples"].sum())
-            self.computed += labels.numel()
-        kept = (labels != IGNORED).any(0).nonzero()[:, 0]
-        logits = model(**forward(batch, self.model.dtype), logits_to_keep=kept - labels.shape[1]).logits
-        losses = self.token_losses(logits.flatten(0, 1), labels[:, kept].flatten(), batch)
+            self.useful += int(inputs["useful"].sum())
+            self.seen += int(inputs["examples"].sum())
+            self.computed += inputs["labels"].numel()
+        logits, labels, weights = labelled(model, inputs, self.model.dtype)
         total = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (losses * weights[:, kept].flatten()).sum() / total
+        loss = (self.losses(logits, labels, inputs) * weights).sum() / total
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
         return loss
 
-    def token_losses(self, logits: torch.Tensor, labels: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of each label, 0 where it is IGNORED.
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of each label: `forward.losses`, or another for distillation.
 
         Args:
             logits: (labels, vocabulary).
@@ -71,9 +68,9 @@ class AnswerTrainer(SFTTrainer):
             batch: what the model was given.
 
         Returns:
-            (labels,) fp32.
+            (labels,) fp32, 0 where a label is IGNORED.
         """
-        return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+        return losses(logits, labels)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One row or batch.
@@ -132,18 +129,6 @@ class AnswerTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the model that is given has the checkpoint's weights already."""
-
-
-def forward(batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """A batch of `collate` or `collate_padded` as a model takes it."""
-    if "own" not in batch:
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    return {
-        "input_ids": batch["input_ids"],
-        "position_ids": batch["position_ids"],
-        "attention_mask": mask(batch["own"], batch["prefix"], dtype),
-        "use_cache": False,
-    }
 
 
 def _optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
