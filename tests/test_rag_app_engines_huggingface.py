@@ -262,12 +262,24 @@ def test_tokens_are_the_bytes_that_llama_cpp_has(bundled: TransformersChat) -> N
     assert bundled._loaded().pieces == pieces
 
 
-@pytest.mark.parametrize("passages", [PASSAGES, [], HOSTILE])
+NUMBERED = ["Steps:\n\n1. Mix 250 g.\n 22. Bake at 180 °C for  45 minutes.\n\t3½ hours later, eat."]
+
+
+@pytest.mark.parametrize("passages", [PASSAGES, [], HOSTILE, NUMBERED])
 def test_the_prompt_is_the_one_that_llama_cpp_reads(bundled: TransformersChat, real_model: Any, passages: Any) -> None:
     messages = question_prompt(QUESTION, passages)
     tokens = [token for batch in bundled._loaded().prompt(messages) for token in batch]
     assert (tokens.count(1), tokens.count(2)) == (3, 2)
     assert len(tokens) == bundled.count_tokens(messages) == real_model.count_tokens(messages)
+
+
+def test_tokens_are_those_that_llama_cpp_makes(bundled: TransformersChat) -> None:
+    import llama_cpp
+
+    llama = llama_cpp.Llama(str(locate()), vocab_only=True, verbose=False)
+    text = "\n".join([*NUMBERED, *PASSAGES, Path(__file__).read_text("utf-8")])
+    ours = bundled._loaded()._layout.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert ours == llama.tokenize(text.encode(), add_bos=False, special=False)
 
 
 def test_the_weights_are_those_that_llama_cpp_has(bundled: TransformersChat) -> None:

@@ -35,6 +35,9 @@ EXTRAS = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
 }
 """How a checkpoint may be quantised, the package that it needs then, and the command that brings it."""
+DIGITS_APART = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"})
+"""What a GGUF file calls the splits that take each digit for itself before anything else. Transformers leaves that out,
+and would read a number at the start of a line otherwise than llama.cpp does."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _converted(source: Source) -> Source:
     assert source.gguf
     file = Path(source.where) / source.gguf
     found = file.stat()
-    mark = hashlib.sha256(f"{file} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:12]
+    mark = hashlib.sha256(f"{file} {found.st_size} {found.st_mtime_ns} 2".encode()).hexdigest()[:12]
     folder = home() / "models" / f"{file.stem}-{mark}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,11 +207,25 @@ def _convert(source: Source, folder: Path) -> None:
     model.hf_quantizer = None  # as it says of itself that it is quantised, it would not be saved
     del model.config.quantization_config
     model.save_pretrained(part)
-    transformers.AutoTokenizer.from_pretrained(**source.files).save_pretrained(part)
+    _tokenizer(source).save_pretrained(part)
     for path in part.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
     part.replace(folder)
+
+
+def _tokenizer(source: Source) -> Any:
+    """Of a GGUF file."""
+    import transformers
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(**source.files)
+    split = GGUFReader(Path(source.where, source.gguf or "")).get_field("tokenizer.ggml.pre")
+    if split and split.contents() in DIGITS_APART:
+        inner = tokenizer.backend_tokenizer
+        inner.pre_tokenizer = Sequence([Digits(individual_digits=True), inner.pre_tokenizer])
+    return tokenizer
 
 
 def _on_the_hub(name: str) -> Source:
