@@ -53,7 +53,7 @@ def read_questions(path: str | Path) -> list[Question]:
         DatasetInvalid: the file cannot be read or is empty, or a line is no question; the message names the line.
     """
     path = Path(path)
-    questions = [_question(path, number, row) for number, row in _rows(path)]
+    questions = [question_of(path, number, row) for number, row in _rows(path)]
     if not questions:
         raise DatasetInvalid(f"'{path}' holds no question: write one JSON object a line, with a 'question'")
     return questions
@@ -69,7 +69,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise invalid(path, number, "nested too deeply: write texts and lists of texts") from None
 
 
-def _question(path: Path, number: int, row: dict[str, Any]) -> Question:
+def question_of(path: Path, number: int, row: dict[str, Any]) -> Question:
+    """The question of one line.
+
+    Raises:
+        DatasetInvalid: it is none; the message names file and line.
+    """
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise invalid(path, number, "no words in 'question': write it there")
