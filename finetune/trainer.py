@@ -180,7 +180,9 @@ class Evaluate(TrainerCallback):
             raise TrainingFailed(
                 f"metric_for_best_model: no '{self.metric}' was measured: write one of {', '.join(sorted(found))}"
             )
+        logs_next = control.should_log
         self.trainer.log({f"eval_{name}": value for name, value in found.items()})
+        control.should_log = logs_next  # which logging has taken for done
         self._judge(state, control, found[self.metric])
 
     def _judge(self, state: Any, control: Any, value: float) -> None:
