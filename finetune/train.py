@@ -10,7 +10,7 @@ OUT/runs/             for TensorBoard
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,21 @@ class Prepared:
     source: Any
 
 
-def train(config: Config, name: str = "run", force: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    name: str = "run",
+    force: bool = False,
+    trainer: Callable[..., Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains as configured and keeps the best adapter.
 
     Args:
         config: from `finetune.config.read_config`.
         name: of the run, where the configuration names no folder.
         force: whether a finished run in the folder may be replaced.
+        trainer: makes another trainer than `AnswerTrainer`, of the same arguments; called once all else is ready.
+        facts: what `run.json` shall hold beside.
 
     Returns:
         what `run.json` holds.
@@ -70,7 +78,7 @@ def train(config: Config, name: str = "run", force: bool = False) -> dict[str, A
     out.mkdir(parents=True, exist_ok=True)
     if _first():
         (out / "data.json").write_text(json.dumps(prepared.report.as_dict(), indent=1), "utf-8")
-    return _run(config, prepared, out, resumed)
+    return _run(config, prepared, out, resumed, trainer, facts or {})
 
 
 def prepare(config: Config) -> Prepared:
@@ -139,14 +147,21 @@ def _estimated(config: Config, prepared: Prepared) -> Any:
     return estimate.estimate(config, values, longest * config.micro_batch_size, labels * config.micro_batch_size)
 
 
-def _run(config: Config, prepared: Prepared, out: Path, resumed: Path | None) -> dict[str, Any]:
+def _run(
+    config: Config,
+    prepared: Prepared,
+    out: Path,
+    resumed: Path | None,
+    make: Callable[..., Any] | None,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     from finetune import curves, methods
     from finetune.trainer import AnswerTrainer, Evaluate, Method
 
-    steps = _Steps.of(config, len(prepared.train))
+    steps = Steps.of(config, len(prepared.train))
     model, tokenizer = _model(config, prepared, resumed, steps.total)
-    arguments = _arguments(config, out, steps, str(model.device.type))
-    trainer = AnswerTrainer(model, prepared.train, config, arguments, tokenizer)
+    settings = arguments(config, out, steps, str(model.device.type))
+    trainer = (make or AnswerTrainer)(model, prepared.train, config, settings, tokenizer)
     trainer.add_callback(Method(config))
     watched = _Watched(config, prepared)
     if prepared.validation:
@@ -160,6 +175,7 @@ def _run(config: Config, prepared: Prepared, out: Path, resumed: Path | None) ->
         **machine.what_ran(config, [Path(one.path) for one in config.datasets], prepared.source),
         "prompt_version": PROMPT_VERSION,
         "method": config.adapter,
+        **facts,
         "trainable": methods.trainable(trainer.model),
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
@@ -193,7 +209,7 @@ LEFT_OUT = frozenset({"optimizer.pt", "scheduler.pt", "trainer_state.json", "tra
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """Of the optimiser."""
 
     total: int
@@ -202,7 +218,8 @@ class _Steps:
     evaluate: int
 
     @classmethod
-    def of(cls, config: Config, row_count: int) -> "_Steps":
+    def of(cls, config: Config, row_count: int) -> "Steps":
+        """As configured, with so many rows an epoch."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batches = math.ceil(math.ceil(row_count / processes) / config.micro_batch_size)
         epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
@@ -257,7 +274,8 @@ def _first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _arguments(config: Config, out: Path, steps: _Steps, device: str) -> Any:
+def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
+    """The trainer's own settings, an `SFTConfig`."""
     from trl import SFTConfig
 
     return SFTConfig(
