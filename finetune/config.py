@@ -255,7 +255,7 @@ def _loaded(file: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"'{file}' is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigInvalid(f"'{file}' holds no settings: write 'key: value' lines, such as adapter: lora")
-    return values
+    return {key: value for key, value in values.items() if value is not None}  # Axolotl's files leave keys empty
 
 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
