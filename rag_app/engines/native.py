@@ -30,7 +30,7 @@ class Model:
         import llama_cpp
 
         llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
+        hush()
         self.api: Any = llama_cpp
         settings = llama_cpp.llama_model_default_params()
         settings.vocab_only = vocab_only
@@ -137,10 +137,10 @@ def cores() -> int:
 _SILENT: list[Any] = []
 
 
-def _silent() -> Any:
-    """For llama.cpp, which calls it from its own threads for as long as the process lives."""
+def hush() -> None:
+    """Keeps llama.cpp from writing to stderr, from now on."""
     import llama_cpp
 
-    if not _SILENT:
+    if not _SILENT:  # llama.cpp calls it from its own threads for as long as the process lives
         _SILENT.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
-    return _SILENT[0]
+    llama_cpp.llama_log_set(_SILENT[0], ctypes.c_void_p(0))
