@@ -7,7 +7,8 @@ RagError (index.errors)
 ├── CheckpointInvalid     a checkpoint or adapter is incomplete, or of another base model, method or prompt version
 ├── DoesNotFit            the run needs more memory than there is; the message names the setting to change
 ├── TrainingFailed        the loss is no number any more, or the run cannot go on
-└── MethodInvalid         a method cannot do what is asked of it, such as being merged
+├── MethodInvalid         a method cannot do what is asked of it, such as being merged
+└── ExportInvalid         a model cannot be written as a GGUF file
 """
 
 from index.errors import RagError
@@ -39,3 +40,7 @@ class TrainingFailed(RagError):
 
 class MethodInvalid(RagError):
     """A method cannot do what is asked of it."""
+
+
+class ExportInvalid(RagError):
+    """A model cannot be written as a GGUF file."""
