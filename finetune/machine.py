@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -81,3 +82,18 @@ def _asked(*arguments: str) -> str:
         if done.returncode == 0:
             return done.stdout.decode("utf-8", "replace").strip()
     return ""
+
+
+def used() -> tuple[int, int]:
+    """Bytes of memory that this process has now and had at most; of the GPU's, where it uses one."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    with suppress(OSError, KeyError):
+        rows = (line.split() for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
+        held = {row[0]: int(row[1]) * 1024 for row in rows if row[0] in ("VmRSS:", "VmHWM:")}
+        return held["VmRSS:"], held["VmHWM:"]
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(info.rss), int(getattr(info, "peak_wset", info.rss))

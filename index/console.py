@@ -133,12 +133,13 @@ def words(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _width() -> dict[str, Any]:
-    """For tqdm, which draws nothing on a terminal that says it has no columns."""
+def size() -> dict[str, Any]:
+    """How large a terminal stderr is, for tqdm, which draws nothing on one that says it has no columns or no rows."""
     with suppress(OSError):
-        if os.get_terminal_size(sys.stderr.fileno()).columns:
+        found = os.get_terminal_size(sys.stderr.fileno())
+        if found.columns and found.lines:
             return {"dynamic_ncols": True}
-    return {"ncols": 80}
+    return {"ncols": 80, "nrows": 24}
 
 
 @contextmanager
@@ -156,7 +157,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.pop(other).close()
         if stage not in bars:
             unit = UNITS.get(stage, " steps")
-            bars[stage] = tqdm(desc=stage, total=total, unit=unit, file=sys.stderr, leave=False, **_width())
+            bars[stage] = tqdm(desc=stage, total=total, unit=unit, file=sys.stderr, leave=False, **size())
         bars[stage].update(done - bars[stage].n)
 
     try:
