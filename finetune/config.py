@@ -23,7 +23,7 @@ RANKED = frozenset({"lora", "qlora", "dora", "rslora", "lora+", "lora-fa", "vera
 """Methods with `lora_r`, whose adapters stand beside linear layers and can be merged into them."""
 VIRTUAL = frozenset({"prompt-tuning", "prefix-tuning", "p-tuning"})
 """Methods with virtual tokens before the prompt: their examples share no prefix and no row."""
-Format = Literal["auto", "examples", "squad", "dolly", "alpaca", "chat", "csv", "feedback", "mixed"]
+Format = Literal["auto", "examples", "squad", "dolly", "alpaca", "chat", "csv", "feedback", "mixed", "gsm8k"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
