@@ -95,8 +95,8 @@ def _drawing(charts: Mapping[str, Curves], best: int | None) -> str:
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves"}):
         figure = Figure(figsize=(9, 2.6 * len(charts)), layout="constrained")
-        for number, (title, curves) in enumerate(charts.items(), 1):
-            axes = figure.add_subplot(len(charts), 1, number)
+        column = figure.subplots(len(charts), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, curves) in zip(column, charts.items(), strict=True):
             for name, points in curves.items():
                 axes.plot(
                     *zip(*points, strict=True), label=name, marker="o" if len(points) < 40 else None, markersize=3
@@ -107,7 +107,7 @@ def _drawing(charts: Mapping[str, Curves], best: int | None) -> str:
                 axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
             axes.set_title(title, loc="left")
             axes.grid(alpha=0.3)
-        axes.set_xlabel("step")
+        column[-1].set_xlabel("step")
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
