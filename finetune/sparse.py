@@ -96,8 +96,8 @@ def kept(model: Any) -> Iterator[None]:
 
 
 def zeros(model: Any) -> int:
-    """How many weights are zero."""
-    return sum(int((weight == 0).sum()) for weight in model.parameters())
+    """How many weights of the layers' linear layers are zero."""
+    return sum(int((one.weight == 0).sum()) for one in linears(layers(model)).values())
 
 
 def _zero(weight: "torch.Tensor", scores: "torch.Tensor", share: float, group: int) -> None:

@@ -59,25 +59,26 @@ def teach(
     """
     report = Taught(generator.check())
     journal = _Journal(out.with_name(f".{out.name}.answers"))
-    asked = [one for one in examples if one.part == "train"]
-    found: dict[str, Example] = {}
-    for number, example in enumerate(asked, 1):
+    asked = [place for place, one in enumerate(examples) if one.part == "train"]
+    found = {place: one for place, one in enumerate(examples) if one.part != "train"}
+    for number, place in enumerate(asked, 1):
+        example = examples[place]
         text, reason, known = journal.reply(generator, example)
         report.asked, report.again = number, report.again + known
         if fault := objection(example, text, reason):
             report.dropped[fault] += 1
         else:
-            found[example.id] = taught(example, text, report.teacher)
+            found[place] = taught(example, text, report.teacher)
         progress("answering", number, len(asked))
-    if not found:
+    report.held_out = len(examples) - len(asked)
+    report.kept = len(found) - report.held_out
+    if not report.kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.dropped.most_common(3))
         raise DatasetEmpty(
             f"of {report.asked} answers of '{report.teacher}' none can be used ({reasons or 'no training part'}): give "
             "another teacher, or other examples"
         )
-    kept = [found.get(one.id, one) for one in examples if one.part != "train" or one.id in found]
-    report.kept, report.held_out = len(found), len(examples) - len(asked)
-    write_examples(kept, out)
+    write_examples((found[place] for place in sorted(found)), out)
     journal.remove()
     return report
 
