@@ -126,6 +126,7 @@ class Config(_Part):
     max_steps: Positive | None = None
     """Steps of the optimiser; ends the run before `num_epochs`."""
     learning_rate: Rate = 2e-4
+    """By default the method's own, from 5e-5 for full to 3e-2 for prompt-tuning."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     warmup_ratio: Share | None = None

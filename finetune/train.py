@@ -27,7 +27,6 @@ from finetune.rows import Row, rows, tokens
 from finetune.splits import split
 from index.console import warn
 from index.paths import home
-from rag_app.prompt import PROMPT_VERSION
 
 ADAPTER = "adapter"
 RUN = "run.json"
@@ -103,8 +102,7 @@ def prepare(config: Config) -> Prepared:
     training = mixed(training, config.mixture, config.seed, 0)
     skipped: list[tuple[str, str]] = []
     made = rows(tokens(training, layout, config, skipped), config)
-    for origin, reason in skipped:
-        report.drop(origin, reason)
+    report.dropped += skipped
     if not made:
         raise DatasetEmpty("every example is longer than sequence_len: raise it, or shorten them")
     return Prepared(made, training, validation, report, layout, source)
@@ -173,7 +171,6 @@ def _run(
     best = trainer.best()
     result = {
         **machine.what_ran(config, [Path(one.path) for one in config.datasets], prepared.source),
-        "prompt_version": PROMPT_VERSION,
         "method": config.adapter,
         **facts,
         "trainable": methods.trainable(trainer.model),
@@ -184,7 +181,7 @@ def _run(
     }
     if trainer.args.should_save:
         _keep(trainer, best, out, result)
-        curves.write(trainer.state.log_history, out)
+        curves.write(trainer.state.log_history, out, trainer.state.best_global_step)
     trainer.accelerator.wait_for_everyone()
     return {**result, "adapter": str(out / ADAPTER)}
 
@@ -278,12 +275,14 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
     """The trainer's own settings, an `SFTConfig`."""
     from trl import SFTConfig
 
+    from finetune import methods
+
     return SFTConfig(
         output_dir=str(out),
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         max_steps=steps.total,
-        learning_rate=config.learning_rate,
+        learning_rate=methods.learning_rate(config),
         lr_scheduler_type=config.lr_scheduler,
         warmup_steps=steps.warmup,
         max_grad_norm=config.max_grad_norm,

@@ -55,6 +55,8 @@ class AnswerTrainer(SFTTrainer):
         logits, labels, weights = labelled(model, inputs, self.model.dtype)
         total = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = (self.losses(logits, labels, inputs) * weights).sum() / total
+        if model.training and (extra := methods.penalty(self.model, self.config)) is not None:
+            loss = loss + extra / self.current_gradient_accumulation_steps
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
         return loss
@@ -99,6 +101,16 @@ class AnswerTrainer(SFTTrainer):
             self.optimizer = make(groups) if plain else MasterWeights(groups, make)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The configured one, with what the method asks for behind its restarts."""
+        made = super().create_scheduler(num_training_steps, optimizer)
+        if self.config.adapter == "relora":
+            made.lr_lambdas = [partial(self._slowed, plain, num_training_steps) for plain in made.lr_lambdas]
+        return made
+
+    def _slowed(self, plain: Callable[[int], float], steps: int, step: int) -> float:
+        return plain(step) * methods.rate_factor(self.config, step, steps)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Written beside its place and moved there whole; older ones but the best are removed afterwards."""
         step = self.state.global_step
@@ -118,9 +130,9 @@ class AnswerTrainer(SFTTrainer):
             self.state.save_to_json(str(part / "trainer_state.json"))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The adapter alone, as its method writes it."""
+        """The adapter alone, as its method writes it; `state_dict` where processes share the weights out."""
         assert output_dir
-        methods.save(self.accelerator.unwrap_model(self.model), Path(output_dir), self.config)
+        methods.save(self.accelerator.unwrap_model(self.model), Path(output_dir), self.config, state_dict)
 
     def best(self) -> Path | None:
         """The best checkpoint, or None before the first evaluation."""
@@ -132,8 +144,7 @@ class AnswerTrainer(SFTTrainer):
 
 
 def _optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
-    groups = [{"lr": rate, "weight_decay": decay, **group} for group in groups]
+    rate, decay = methods.learning_rate(config), config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate)
     settings: dict[str, Any] = {
