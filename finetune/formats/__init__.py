@@ -1,0 +1,1 @@
+"""The forms that files of examples come in, a module per family: a row in, examples out."""
