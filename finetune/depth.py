@@ -29,6 +29,16 @@ def layers(model: Any) -> Any:
     return found
 
 
+def check(model: Any, count: int) -> None:
+    """Whether so many layers can be removed.
+
+    Raises:
+        MethodInvalid: none would be left, or they are not found.
+    """
+    if count >= (have := len(layers(model))):
+        raise MethodInvalid(f"the model has {have} layers, and none would be left: remove {have - 1} at most")
+
+
 def influences(model: Any, rows: Sequence[Sequence[int]], progress: Progress) -> list[float]:
     """Block influence of every layer (Men et al. 2024, ShortGPT): 1 − mean over all tokens of cos(h_in, h_out).
 
@@ -73,11 +83,10 @@ def remove(model: Any, gone: Sequence[int]) -> None:
     """
     import torch
 
+    check(model, len(set(gone)))
     config, all_layers = model.config.get_text_config(), layers(model)
     before = len(all_layers)
     kept = [number for number in range(before) if number not in set(gone)]
-    if not kept:
-        raise MethodInvalid(f"the model has {before} layers, and none would be left: remove {before - 1} at most")
     model.get_decoder().layers = torch.nn.ModuleList(all_layers[number] for number in kept)
     for place, layer in enumerate(model.get_decoder().layers):
         for module in layer.modules():  # by this number a layer finds its part of the cache

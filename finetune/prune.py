@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from finetune import checkpoints, depth, evaluate, generate, perplexity, sparse
 from finetune.distill import recover
-from finetune.errors import ConfigInvalid, DatasetEmpty, MethodInvalid
+from finetune.errors import ConfigInvalid, DatasetEmpty
 from finetune.evaluate import sample
 from finetune.example import Example
 from finetune.splits import split
@@ -97,15 +97,9 @@ def prune(
         MethodInvalid: the model cannot be pruned so.
         OSError: the disk is full; nothing is left behind.
     """
-    from finetune import attention
-    from rag_app.engines import checkpoints as models
-
     training, held_out = _parts(examples, how.seed)
-    source = models.settled(models.find(base_model))
-    model, tokenizer = models.load(source, "auto", "auto")
-    if model.device.type == "cpu":
-        model.set_attn_implementation(attention.register())
-    layout = Layout(source.name, tokenizer)
+    name, model, layout = _loaded(base_model)
+    sparse.check(model, how.group) if how.method not in STRUCTURED else depth.check(model, how.layers)
     stages = {"before": _measured(model, layout, held_out, progress)}
     whole = copy.deepcopy(model) if how.distill else None
     removed = _pruned(model, _calibration(training, layout, how.seed), how, progress)
@@ -114,13 +108,24 @@ def prune(
         with sparse.kept(model):
             recover(model, whole, layout, training, how.distill, how.seed, progress)
         stages["distilled"] = _measured(model, layout, held_out, progress)
-    report = {"base_model": source.name, **asdict(how), **removed, "training": len(training), "held_out": len(held_out)}
+    report = {"base_model": name, **asdict(how), **removed, "training": len(training), "held_out": len(held_out)}
     report["stages"] = {name: asdict(stage) for name, stage in stages.items()}
     with checkpoints.staged(out) as part:
         model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        layout.tokenizer.save_pretrained(part)
         (part / REPORT).write_text(json.dumps(report, indent=1), "utf-8")
     return report
+
+
+def _loaded(base_model: str | None) -> tuple[str, Any, Layout]:
+    from finetune import attention
+    from rag_app.engines import checkpoints as models
+
+    source = models.settled(models.find(base_model))
+    model, tokenizer = models.load(source, "auto", "auto")
+    if model.device.type == "cpu":
+        model.set_attn_implementation(attention.register())
+    return source.name, model, Layout(source.name, tokenizer)
 
 
 def free(out: Path, force: bool) -> Path:
@@ -168,9 +173,6 @@ def _pruned(model: Any, rows: list[list[int]], how: Pruning, progress: depth.Pro
     if how.method == "wanda":
         sparse.wanda(model, rows, how.share, how.group, progress)
         return {}
-    count = len(depth.layers(model))
-    if how.layers >= count:
-        raise MethodInvalid(f"the model has {count} layers, and none would be left: remove {count - 1} at most")
     if how.method == "layers":
         effect = depth.influences(model, rows, progress)
         gone = depth.least(effect, how.layers)

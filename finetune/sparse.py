@@ -30,6 +30,19 @@ def linears(module: Any) -> dict[str, Any]:
     return found
 
 
+def check(model: Any, group: int | None) -> None:
+    """Whether the weights can be pruned, in groups of so many if need be.
+
+    Raises:
+        MethodInvalid: they are quantised, or of another width.
+    """
+    for name, one in linears(layers(model)).items():
+        if group and one.in_features % group:
+            raise MethodInvalid(
+                f"'{name}' has {one.in_features} inputs, no groups of {group}: give a share, such as 0.5"
+            )
+
+
 def magnitude(model: Any, share: float, group: int | None = None) -> None:
     """Zeroes a share of the weights that are smallest, in place.
 
@@ -102,8 +115,6 @@ def zeros(model: Any) -> int:
 
 def _zero(weight: "torch.Tensor", scores: "torch.Tensor", share: float, group: int) -> None:
     """Zeroes the `share` of each `group` of consecutive weights with the lowest scores, to the weight."""
-    if weight.numel() % group:
-        raise MethodInvalid(f"a layer of width {weight.shape[1]} has no groups of {group}: give a share, such as 0.5")
     lowest = scores.reshape(-1, group).topk(round(share * group), dim=1, largest=False, sorted=False).indices
     weight.data.view(-1, group).scatter_(1, lowest, 0)
 

@@ -9,7 +9,10 @@ from index.console import say, warn
 from rag_app.commands import flags, output
 
 WHITE = ("beta", "temperature", "cross_entropy", "on_policy", "max_tokens")
-ENGINE = tuple(flag for flag in flags.ENGINE if flag[0] not in ("--model", "--precision"))
+ENGINE = (
+    ("--engine", str, "NAME", "llama.cpp, transformers, server or langchain (default: as the teacher's name tells)"),
+    *(flag for flag in flags.ENGINE if flag[0] not in ("--engine", "--model", "--precision")),
+)
 
 
 def add(commands: Any) -> None:
