@@ -114,10 +114,11 @@ def test_quantises_in_process(small: tuple[Any, Any], file: Path, tmp_path: Path
 
 def tiny(tokens: int, **settings: Any) -> Any:
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=tokens, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, **settings,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": tokens, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    config = LlamaConfig(**{**shape, **settings})
     model: Any = LlamaForCausalLM(config)
     for name, value in model.named_parameters():
         value.data = torch.randn_like(value) * (0.1 if "proj" in name else 1.0)
