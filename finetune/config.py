@@ -199,7 +199,7 @@ def _contradictions(c: Config) -> list[tuple[bool, str]]:
         (c.qat is not None and c.adapter not in ("full", "lora", "rslora", "lora+", "lora-fa"),
          f"qat needs weights that are rounded after the update is added: use adapter full or lora, not {c.adapter}"),
         (c.qat is not None and c.lora_dropout > 0,
-         "qat rounds the update together with the weights, so that nothing can be dropped before it: remove lora_dropout"),
+         "qat rounds the update together with the weights, before which nothing can be dropped: remove lora_dropout"),
         (virtual and c.sample_packing, f"adapter '{c.adapter}' puts virtual tokens before every row: "
          "remove sample_packing"),
         (virtual and "share_prefixes" in given and c.share_prefixes,
