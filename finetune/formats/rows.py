@@ -52,7 +52,7 @@ def rows(path: Path) -> Iterator[Row]:
             else:
                 yield from _document(path, stream)
     except OSError as error:
-        raise DatasetEmpty(f"'{path}' cannot be read ({error.strerror or 'damaged'}): check the path") from error
+        raise DatasetEmpty(f"'{path}' cannot be read ({error.strerror or error}): check the path") from error
     except (EOFError, zlib.error) as error:
         raise DatasetEmpty(f"'{path}' is compressed and damaged: fetch it again") from error
 
