@@ -11,12 +11,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune import checkpoints, estimate, machine
 from finetune.config import Config
+from finetune.duplicates import distinct
 from finetune.errors import CheckpointInvalid, ConfigInvalid, DatasetEmpty
 from finetune.example import Example
 from finetune.mixture import mixed
@@ -96,6 +97,7 @@ def prepare(config: Config) -> Prepared:
     if not config.datasets:
         raise ConfigInvalid("datasets: none is named: write datasets: [{path: FILE}]")
     examples, report = load_examples(config.datasets, config)
+    report.layout = layout
     training, validation = _parts(config, examples, report)
     if not training:
         raise DatasetEmpty("no example is left to train on: see what was dropped, or add data")
@@ -111,12 +113,15 @@ def prepare(config: Config) -> Prepared:
 def _parts(config: Config, examples: list[Example], report: Report) -> tuple[list[Example], list[Example]]:
     """Training and validation; what is marked as test is never touched."""
     if config.test_datasets:
-        validation, _ = load_examples(config.test_datasets, config)
-        return [one for one in examples if one.part == "train"], validation
-    if not any(one.part == "validation" for one in examples) and config.val_set_size:
+        others, _ = load_examples(config.test_datasets, config)
+        held = [replace(one, part="validation") for one in others]
+        examples = distinct([*(one for one in examples if one.part == "train"), *held], report)
+    elif not any(one.part == "validation" for one in examples) and config.val_set_size:
         examples = split(examples, config.val_set_size, 0.0, config.seed)
     training = [one for one in examples if one.part == "train"]
-    return training, [one for one in examples if one.part == "validation"]
+    validation = [one for one in examples if one.part == "validation"]
+    report.examples = [*training, *validation]
+    return training, validation
 
 
 def _resumed(config: Config, out: Path) -> Path | None:
@@ -232,14 +237,14 @@ def _model(config: Config, prepared: Prepared, resumed: Path | None, steps: int)
     import torch
     from transformers import set_seed
 
-    from finetune import attention, methods, nf4, qat
+    from finetune import attention, methods, nf4
     from rag_app.engines import checkpoints as models
 
     set_seed(config.seed)
     device = _device(config)
     on_gpu = models.chosen_device(device).type == "cuda"
     packed = config.four_bit and (config.nf4_storage == "packed" or (config.nf4_storage == "auto" and on_gpu))
-    model, tokenizer = models.load(prepared.source, "nf4" if packed else "auto", device)
+    model, tokenizer = models.load(prepared.source, "nf4" if packed else "auto", device, double=packed)
     if config.bf16 != "auto" and not packed:
         model = model.to(torch.bfloat16 if config.bf16 else torch.float32)
     if config.four_bit and not packed:
@@ -253,6 +258,8 @@ def _model(config: Config, prepared: Prepared, resumed: Path | None, steps: int)
     else:
         model = methods.attach(model, config, tokenizer, steps=steps)
     if config.qat:
+        from finetune import qat
+
         qat.attach(model, config)
     return model.train(), tokenizer
 

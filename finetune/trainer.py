@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from finetune import checkpoints, methods
@@ -40,6 +40,7 @@ class AnswerTrainer(SFTTrainer):
             data_collator=collate_padded if config.adapter in VIRTUAL else collate,
             processing_class=tokenizer,
         )
+        self.remove_callback(PrinterCallback)  # `progress.Line` says it
         # Losses are divided by the labels of the whole step here, once.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True

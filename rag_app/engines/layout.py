@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from rag_app.engines.marks import unmarked, whole
@@ -63,6 +64,10 @@ class Layout:
         Raises:
             ModelInvalid: there is none.
         """
+        return self._stop
+
+    @cached_property
+    def _stop(self) -> int:  # to look through the vocabulary takes 10 ms
         tokenizer = self.tokenizer
         try:
             behind = self._tokens(closing(self.template, tokenizer.bos_token or "", tokenizer.eos_token or ""), True)

@@ -1,0 +1,230 @@
+"""Runs of training: an adapter that is kept whole, resumed after a kill, refused in one line where the input is bad."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import checkpoints
+from finetune.cli import main
+from finetune.example import Example, write_examples
+from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
+
+COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]
+THINGS = ["gate of the mill", "roof of the barn", "door of the church", "wall of the school", "boat on the lake"]
+
+
+def lesson(number: int, thing: str, colour: str) -> list[Example]:
+    passage = f"The {thing} number {number} was painted {colour} by the people of the village last year."
+    ids = (f"{number}-{thing}", f"{number}-{thing}-none")
+    return [
+        Example(ids[0], "question_answering", f"Which colour has the {thing} {number}?", colour, (passage,),
+                document=f"{thing} {number}", golden=0, origin=f"made:{number}"),
+        Example(ids[1], "question_answering", f"Who paid for the {thing} {number}?", NOT_FOUND, (passage,),
+                answerable=False, document=f"{thing} {number}", origin=f"made:{number}"),
+    ]  # fmt: skip
+
+
+def lessons(count: int) -> list[Example]:
+    return [one for n in range(count) for one in lesson(n, THINGS[n % len(THINGS)], COLOURS[n % len(COLOURS)])]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_examples([*lessons(12), *(validation(one) for one in lessons(15)[24:])], tmp_path / "data.jsonl")
+    return tmp_path / "data.jsonl"
+
+
+def validation(example: Example) -> Example:
+    return Example(**{**{f: getattr(example, f) for f in Example.__slots__}, "part": "validation"})
+
+
+@pytest.fixture
+def config(tmp_path: Path, small_base: Path, data: Path) -> Path:
+    settings = {
+        "base_model": str(small_base), "adapter": "lora", "datasets": [{"path": data.name}], "learning_rate": 2e-3,
+        "output_dir": str(tmp_path / "out"), "max_steps": 6, "gradient_accumulation_steps": 2, "logging_steps": 1,
+        "save_steps": 2, "eval_steps": 3, "eval_samples": 4, "use_tensorboard": False, "seed": 7,
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(settings), "utf-8")  # JSON is YAML
+    return tmp_path / "run.yaml"
+
+
+Said = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], config: Path) -> Said:
+    """Runs `train --json` on the configuration with more settings; gives the exit code, the object, and stderr."""
+
+    def run(*settings: str, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, Any], str]:
+        sets = [part for setting in settings for part in ("--set", setting)]
+        code = main(["train", str(config), *sets, *flags, "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out), err
+
+    return run
+
+
+def losses(result: dict[str, Any]) -> list[float]:
+    return [one["loss"] for one in result["history"] if "loss" in one]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_an_adapter_and_all_that_made_it(said: Said, tmp_path: Path, small_base: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune import methods
+
+    code, result, err = said("use_tensorboard=true")
+    assert code == 0 and "step 6 of 6" in err
+    found = losses(result)
+    assert len(found) == 6 and min(found[3:]) < 0.9 * found[0]
+    out = tmp_path / "out"
+    assert result["adapter"] == str(out / "adapter") and checkpoints.whole(out / "adapter") == ""
+    kept = json.loads((out / "adapter" / "run.json").read_text())
+    assert (kept["method"], kept["prompt_version"], kept["steps"]) == ("lora", PROMPT_VERSION, 6)
+    assert kept["config"]["learning_rate"] == 2e-3 and kept["config_with_defaults"]["lora_r"] == 16
+    assert kept["examples"] == {"train": 24, "validation": 6} and len(kept["data"]) == 1
+    evaluated = [one for one in kept["history"] if "eval_loss" in one]
+    assert [one["step"] for one in evaluated] == [3, 6] and kept["best_step"] in (3, 6)
+    assert {"eval_score", "eval_question_answering_f1"} <= evaluated[0].keys()
+    assert (
+        max(evaluated, key=lambda one: one["eval_score"])["eval_score"]
+        == evaluated[kept["best_step"] // 6]["eval_score"]
+    )
+    assert (out / "curves.html").read_text().count("data:image/") or "<svg" in (out / "curves.html").read_text()
+    assert list(out.glob("runs/*/events*"))
+    base = AutoModelForCausalLM.from_pretrained(small_base, dtype=torch.bfloat16)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        plain = base(ids).logits
+        tuned = methods.load(base, out / "adapter")(ids).logits
+    assert (plain - tuned).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_loss(said: Said, config: Path, tmp_path: Path) -> None:
+    _, whole, _ = said(f"output_dir={tmp_path / 'whole'}")
+    command = [sys.executable, "-m", "finetune", "train", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
+        assert running.stderr
+        told = next(line for line in running.stderr if "step 3" in line)  # as soon as it has been evaluated
+        running.send_signal(signal.SIGKILL)
+    assert told and checkpoints.latest(tmp_path / "out") == tmp_path / "out" / "checkpoint-2"
+    assert not (tmp_path / "out" / "adapter").exists()
+    code, resumed, _ = said(flags=("--resume",))
+    assert code == 0
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
+    assert [one["eval_loss"] for one in resumed["history"] if "eval_loss" in one] == pytest.approx(
+        [one["eval_loss"] for one in whole["history"] if "eval_loss" in one], rel=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_checkpoints_are_few_whole_and_the_best_among_them(said: Said, tmp_path: Path) -> None:
+    _, result, _ = said("save_total_limit=1", "eval_steps=2", "metric_for_best_model=loss")
+    folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert folders == sorted({"checkpoint-6", f"checkpoint-{result['best_step']}"})
+    assert all(checkpoints.whole(tmp_path / "out" / name) == "" for name in folders)
+    assert not list((tmp_path / "out").glob(".*"))
+    best = min((one for one in result["history"] if "eval_loss" in one), key=lambda one: one["eval_loss"])
+    assert best["step"] == result["best_step"]
+
+
+@pytest.mark.slow
+def test_a_run_ends_early_where_nothing_gets_better(said: Said) -> None:
+    settings = ("max_steps=30", "eval_steps=1", "early_stopping_patience=2", "learning_rate=1e-9", "eval_samples=0")
+    _, result, _ = said(*settings, "metric_for_best_model=loss")
+    assert result["steps"] < 30
+
+
+@pytest.mark.slow
+def test_the_loss_becomes_no_number(said: Said, tmp_path: Path) -> None:
+    code, result, err = said("learning_rate=1e30", "warmup_steps=0", "save_steps=1", "eval_steps=100")
+    assert code == 1 and "the loss is nan at step" in result["error"] and "lower learning_rate" in result["error"]
+    assert err.strip().splitlines()[-1] == f"rag-finetune: {result['error']}"
+    assert all(checkpoints.whole(path) == "" for path in (tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_cut_short_is_passed_over_or_refused(said: Said, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _, whole, _ = said()
+    shutil.rmtree(out / "adapter")
+    weights = out / "checkpoint-6" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, result, _ = said(f"resume_from_checkpoint={out / 'checkpoint-6'}")
+    assert code == 1
+    assert f"'{out / 'checkpoint-6'}' has 1,000 of " in result["error"]
+    assert "checkpoint-4', the newest whole one" in result["error"]
+    code, resumed, err = said(flags=("--resume",))
+    assert code == 0 and "'checkpoint-6' is passed over" in err.replace(f"{out}/", "")
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
+    assert checkpoints.whole(out / "checkpoint-6") == ""
+
+
+def test_a_finished_run_is_not_overwritten(said: Said, tmp_path: Path) -> None:
+    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    code, result, _ = said()
+    assert code == 1 and "holds a finished run: give --force" in result["error"]
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "adapter"]
+
+
+def no_template(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "data.jsonl' holds no example"),
+        (["{}"], "data.jsonl:1: "),
+        (["[1, 2]"], "data.jsonl"),
+        (['{"question": "a'], "data.jsonl"),
+    ],
+)
+def test_data_that_is_none(lines: list[str], message: str, said: Said, data: Path) -> None:
+    data.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    code, result, err = said()
+    assert code == 1 and message in result["error"]
+    assert err.count("\n") == 1
+
+
+def test_a_record_too_long_is_named(said: Said, data: Path) -> None:
+    long = Example("long", "question_answering", "Why?", "Because.", ("word " * 100_000,), origin="far")
+    write_examples([*lessons(3), long], data)
+    code, result, err = said()
+    assert code == 1 and ", more than sequence_len 2,048: shorten it" in result["error"] and err.count("\n") == 1
+
+
+def test_models_that_are_none(said: Said, tmp_path: Path, small_base: Path) -> None:
+    code, result, err = said(f"base_model={tmp_path / 'nowhere'}")
+    assert code == 1 and "nowhere' does not exist" in result["error"] and err.count("\n") == 1
+    code, result, err = said(f"base_model={no_template(small_base, tmp_path / 'bare')}")
+    assert code == 1 and "'bare' has no chat template" in result["error"] and err.count("\n") == 1
+
+
+def test_a_typing_error_in_a_key(said: Said) -> None:
+    code, result, err = said("lora_rank=8")
+    assert code == 1 and "unknown key 'lora_rank': did you mean 'lora_r'?" in result["error"] and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_one_example_is_enough(said: Said, data: Path) -> None:
+    write_examples(lessons(1)[:1], data)
+    code, result, err = said("max_steps=2")
+    assert code == 0 and result["examples"] == {"train": 1, "validation": 0}
+    assert "nothing to validate on" in err
