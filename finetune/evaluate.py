@@ -37,13 +37,12 @@ class Scores:
         named = {f"{task}_{name}": one.value for task, found in self.metrics.items() for name, one in found.items()}
         return {name: value for name, value in named.items() if value is not None}
 
-    def worst(self, n: int) -> list[tuple[Example, str, float]]:
-        """Of each task, at most `n` examples answered worst, with answer and quality; in their order among equals."""
-        found = []
+    def worst(self, n: int) -> list[int]:
+        """Places of at most `n` examples of each task that are answered worst; in their order among equals."""
+        found: list[int] = []
         for task in self.metrics:
-            rows = zip(self.examples, self.answers, self.quality, strict=True)
-            wrong = [row for row in rows if row[0].task == task and row[2] < 1]
-            found += sorted(wrong, key=lambda row: row[2])[:n]
+            wrong = [m for m, one in enumerate(self.examples) if one.task == task and self.quality[m] < 1]
+            found += sorted(wrong, key=lambda place: self.quality[place])[:n]
         return found
 
     def as_dict(self, base: "Scores | None" = None) -> dict[str, Any]:
