@@ -111,10 +111,10 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
 def _examples(options: argparse.Namespace) -> "list[Example]":
     """All that the file holds; questions with the passages that a search finds."""
     if not (options.index or options.corpus or _brings_paragraphs(options.data)):
-        from finetune.config import Config, Data
-        from finetune.records import load_examples
+        from finetune.config import Data
+        from finetune.records import read_records
 
-        return load_examples((Data(path=str(options.data)),), Config())[0]
+        return list(read_records(Data(path=str(options.data))))  # also what is there twice: a set is scored as it is
     from functools import partial
 
     from finetune import served
