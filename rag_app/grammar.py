@@ -51,3 +51,9 @@ def pal_grammar() -> str:
     return rf"""root ::= "```python\n" line{{0,{STATEMENTS}}} "answer = " [^ \t\r\n`#] [^\r\n]{{0,{LINE}}} "\n```"
 line ::= [ ]{{0,16}} [^ \t\r\n`#] [^\r\n]{{0,{LINE}}} "\n"
 """
+
+
+def writing_grammar() -> str:
+    """A question, and its answer between quote marks, which an engine may hold to what stands in the passage."""
+    return rf"""root ::= "Question: " [A-Z] [^"?\r\n]{{8,{QUERY}}} "?\nAnswer: \"" [^"\r\n]{{1,{QUERY}}} "\""
+"""

@@ -52,6 +52,15 @@ PAL_SHOT = (
     "What do four chairs and a table cost together?",
     "```python\nchair = 45\ntable = 120\nanswer = 4 * chair + table\n```",
 )
+WRITING = (
+    "You write questions about a text. Each can be understood by somebody who does not see the text, and its answer is "
+    "a few words copied from the text."
+)
+WRITE = "Write one question about the text above, and its answer:"
+WRITING_SHOT = (
+    "The workshop sells a chair for 45 euros and a table for 120 euros. It opens at nine.",
+    'Question: How much does a table cost in the workshop?\nAnswer: "120 euros"',
+)
 Role = Literal["system", "user", "assistant"]
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 INVISIBLE = "\\s\x00-\x1f\xad\u200b-\u200f\u2060-\u206f\ufeff"
@@ -169,6 +178,13 @@ def standalone_prompt(question: str, history: Turns) -> list[Message]:
     """The messages that ask for a follow-up to be rewritten so that it stands alone."""
     told = "\n".join(f"Question: {_one_line(q)}\nAnswer: {_one_line(a)}" for q, a in history)
     return [Message("system", STANDALONE), Message("user", f"{told}\nLast question: {_one_line(question)}")]
+
+
+def writing_prompt(passage: str) -> list[Message]:
+    """The messages that ask for a question about a passage, and for its answer, as WRITING_SHOT has them."""
+    text, written = WRITING_SHOT
+    asked = [Message("user", f"{plain(one)}\n\n{WRITE}") for one in (text, passage)]
+    return [Message("system", WRITING), asked[0], Message("assistant", written), asked[1]]
 
 
 def numbered(passages: Sequence[str], first: int = 1) -> str:

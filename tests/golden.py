@@ -16,6 +16,7 @@ from rag_app.prompt import (
     react_step,
     standalone_prompt,
     thinking_prompt,
+    writing_prompt,
 )
 
 FILE = Path(__file__).parent / "golden" / "prompts.json"
@@ -40,6 +41,7 @@ PROMPTS: dict[str, list[Message]] = {
     "pal": program_prompt(QUESTION, PASSAGES),
     "pal, again": program_prompt(QUESTION, PASSAGES, HISTORY, [("answer = 1 / 0", "ZeroDivisionError: by zero")]),
     "standalone": standalone_prompt(QUESTION, HISTORY),
+    "writing": writing_prompt(PASSAGES[0]),
 }
 
 
