@@ -171,7 +171,8 @@ def _run(
         trainer.add_callback(Evaluate(trainer, steps.evaluate, watched))
     elif _first():
         warn("nothing to validate on: the last checkpoint is kept, whatever it is worth")
-    trainer.add_callback(_progress(trainer, steps.total))
+    if _first():
+        trainer.add_callback(_progress(trainer, steps.total))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     best = trainer.best()
     result = {
@@ -192,21 +193,24 @@ def _run(
 
 
 def _keep(trainer: Any, best: Path | None, out: Path, result: Mapping[str, Any]) -> None:
-    """The best checkpoint's adapter, or the model as it is, as the run's own."""
+    """The adapter of the best checkpoint, or of the last, as the run's own."""
     import shutil
 
-    last = best is None or best.name == f"checkpoint-{trainer.state.global_step}"
+    # From its files: of a model whose weights are shared out, no process has all.
+    source = best or out / f"checkpoint-{trainer.state.global_step}"
     with checkpoints.staged(out / ADAPTER) as part:
-        if last or best is None:
-            trainer.save_model(str(part), _internal_call=True)
-        else:
-            for path in best.iterdir():
-                if path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
-                    shutil.copy2(path, part / path.name)
+        for path in source.iterdir():
+            if path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
+                shutil.copy2(path, part / path.name)
         (part / RUN).write_text(json.dumps(result, indent=1, default=str), "utf-8")
 
 
-LEFT_OUT = frozenset({"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", checkpoints.COMPLETE})
+LEFT_OUT = frozenset(
+    {
+        "optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", checkpoints.COMPLETE,
+        "optimizer.bin", "pytorch_model_fsdp.bin",
+    }
+)  # fmt: skip
 """What a checkpoint holds beside the adapter."""
 
 
@@ -311,6 +315,7 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
         bf16=False,  # the weights are; nothing is cast on the way
         fp16=False,
         dataloader_pin_memory=device == "cuda",
+        ddp_find_unused_parameters=False,
         fsdp=" ".join(config.fsdp) or None,
         fsdp_config=dict(config.fsdp_config) or None,
         deepspeed=config.deepspeed,

@@ -4,6 +4,7 @@ Knows no files of data and no configuration files; `finetune.train` prepares wha
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
@@ -90,6 +92,13 @@ class AnswerTrainer(SFTTrainer):
             )
         return loss
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As usual, but that FSDP works on CPUs, too: accelerate asks whether processes have GPUs, and nothing else."""
+        state = PartialState()
+        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            state.distributed_type = DistributedType.MULTI_GPU  # which becomes FSDP at once
+        super().create_accelerator_and_postprocess()
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The configured optimiser, over fp32 copies where weights have 16 bits."""
         if self.optimizer is None:
@@ -133,6 +142,8 @@ class AnswerTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone, as its method writes it; `state_dict` where processes share the weights out."""
         assert output_dir
+        if not self.args.should_save:
+            return
         methods.save(self.accelerator.unwrap_model(self.model), Path(output_dir), self.config, state_dict)
 
     def best(self) -> Path | None:
