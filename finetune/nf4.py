@@ -20,13 +20,13 @@ def rounded_(model: "PreTrainedModel") -> int:
     Each becomes what bitsandbytes unpacks after NF4 with double quantisation, in the weights' own dtype. The head and
     whatever is tied to it stay as they are, as they do in the packed model.
     """
-    layers = _layers(model)
-    for weight in layers:
+    found = layers(model)
+    for weight in found:
         _round(weight)
-    return len(layers)
+    return len(found)
 
 
-def _layers(model: "PreTrainedModel") -> "list[Tensor]":
+def layers(model: "PreTrainedModel") -> "list[Tensor]":
     """Weights, (outputs, inputs), of the layers that Transformers would replace by 4-bit ones."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
