@@ -1,0 +1,320 @@
+"""How much memory a run takes, before anything is loaded, and what to change where it does not fit. Loads no weights.
+
+The activations are counted, not guessed: `finetune.rehearsal` takes the step without numbers. The rest is arithmetic on
+the number of weights, in bytes each:
+
+weights      2 in 16 bits, 4 in fp32; packed NF4 0.52: 4 bits, an 8-bit scale for 64 weights, an fp32 one for 256 scales
+gradients    of trained weights, as wide as they are
+optimiser    AdamW's two moments, 8 for a trained weight (2 in 8 bits), and an fp32 copy of one that has 16 bits, 4
+update       gradients of those copies, 4, while the optimiser takes its step, when the activations are gone
+runtime      Python, PyTorch and the libraries, or the GPU's context
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune import machine
+from finetune.config import Config, checked
+from finetune.errors import ConfigInvalid, DoesNotFit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight with double quantisation (Dettmers et al. 2023, section 3)."""
+RUNTIME, RUNTIME_GPU = 650_000_000, 700_000_000
+"""Measured: a process that has imported all that training needs and taken a step, less what is counted here."""
+HOLES = 1.5
+"""What the C library's allocator takes on a CPU for a byte of activations: freed ones leave holes between others."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of one process of a run, in bytes."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    logits: int
+    update: int
+    runtime: int
+    parameters: int
+    """Of the base model, counted."""
+    trained: int
+    """Weights that are trained, counted."""
+    where: str
+    """cpu or gpu."""
+    by_formula: bool
+    """Whether the activations are a rule of thumb's, as the model's code cannot be run without numbers."""
+    asked: "Asked" = field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """At the worst moment: in the backward pass, or while the optimiser takes its step."""
+        moving = max(self.activations + self.logits, self.update)
+        return self.weights + self.gradients + self.optimiser + moving + self.runtime
+
+    def parts(self) -> dict[str, int]:
+        """What the total is made of, by name."""
+        names = ("weights", "gradients", "optimiser", "activations", "logits", "update", "runtime")
+        return {name: getattr(self, name) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **self.parts(),
+            "total": self.total,
+            "parameters": self.parameters,
+            "trained": self.trained,
+            "row": self.asked.row,
+            "labels": self.asked.labels,
+            "where": self.where,
+            "activations_by_formula": self.by_formula,
+        }
+
+    def lines(self) -> list[str]:
+        """A table for a person."""
+        share = 100 * self.trained / self.parameters
+        rows = [f"{name:12} {_gigabytes(value):>10}  {self._about(name)}" for name, value in self.parts().items()]
+        return [
+            f"{self.parameters:,} parameters, {self.trained:,} trained ({share:.2g}%), on the {self.where.upper()}; "
+            f"rows of {self.asked.row:,} tokens, {self.asked.labels:,} of them learned",
+            "",
+            *rows,
+            f"{'total':12} {_gigabytes(self.total):>10}",
+        ]
+
+    def _about(self, name: str) -> str:
+        config = self.asked.config
+        return {
+            "weights": "packed in 4 bits" if self.asked.packed else f"{self.asked.width} bytes each",
+            "gradients": "of what is trained",
+            "optimiser": config.optimizer or "AdamW",
+            "activations": "kept for the backward pass" + (" (rule of thumb)" if self.by_formula else ""),
+            "logits": "where there is a label",
+            "update": "while the optimiser takes its step, in place of activations and logits",
+            "runtime": "Python and its libraries" if self.where == "cpu" else "the GPU's context",
+        }[name]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an estimate is of."""
+
+    config: Config
+    model: "Mapping[str, Any]"
+    row: int
+    labels: int
+    on_gpu: bool
+    width: int
+    """Bytes of a weight that is not packed."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether frozen linear layers have 4 bits in memory."""
+        if "quantization_config" in self.model:
+            return True
+        storage = self.config.nf4_storage
+        return self.config.four_bit and (storage == "packed" or (storage == "auto" and self.on_gpu))
+
+
+def estimate(config: Config, model: "Mapping[str, Any]", row: int, labels: int) -> Estimate:
+    """The memory that training takes.
+
+    Args:
+        config: the run's.
+        model: the content of the base model's config.json.
+        row: tokens of the longest row.
+        labels: most tokens of a row that the model learns to write.
+
+    Raises:
+        ConfigInvalid: Transformers knows no such model.
+        MethodInvalid: the method does not fit it.
+    """
+    on_gpu = _on_gpu(config)
+    return _estimate(Asked(config, model, row, labels, on_gpu, _width(config, on_gpu)))
+
+
+def _estimate(asked: Asked) -> Estimate:
+    import torch
+
+    from finetune.rehearsal import rehearse
+
+    dtype = torch.bfloat16 if asked.width == 2 else torch.float32
+    found = rehearse(asked.model, asked.config, asked.row, asked.labels, dtype, asked.on_gpu)
+    packed = found.packable if asked.packed else 0
+    unpacked = found.widest * asked.width if asked.packed else 0  # one layer at a time, when it is used
+    holes = 1.0 if asked.on_gpu else HOLES
+    shards = _shards(asked.config)
+    moments = {"sgd": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}.get(asked.config.optimizer or "", 8)
+    if not asked.on_gpu and moments == 2:
+        moments = 8  # those of bitsandbytes are for GPUs
+    return Estimate(
+        weights=int((found.base - packed * asked.width + packed * NF4) / shards) + found.added,
+        gradients=found.gradients // shards,
+        optimiser=(found.trained * moments + found.copies) // shards,
+        activations=int((found.activations + unpacked) * holes),
+        logits=int(found.logits * holes),
+        update=(found.copies + 2 * found.largest) // shards,
+        runtime=RUNTIME_GPU if asked.on_gpu else RUNTIME,
+        parameters=found.parameters,
+        trained=found.trained,
+        where="gpu" if asked.on_gpu else "cpu",
+        by_formula=found.by_formula,
+        asked=asked,
+    )
+
+
+def _on_gpu(config: Config) -> bool:
+    import torch
+
+    return torch.cuda.is_available() if config.device == "auto" else config.device != "cpu"
+
+
+def _width(config: Config, on_gpu: bool) -> int:
+    if config.bf16 != "auto":
+        return 2 if config.bf16 else 4
+    if on_gpu:
+        return 2
+    from index.precision import guessed
+
+    return 2 if guessed() == "bf16" else 4
+
+
+def _shards(config: Config) -> int:
+    """Processes that share weights, gradients and optimiser out among them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if config.fsdp or config.deepspeed else 1
+
+
+def available(device: str) -> int:
+    """Bytes that a process of the run can have on a device, those included that it has already.
+
+    Args:
+        device: as in the configuration.
+
+    Raises:
+        SettingInvalid: there is no such device.
+    """
+    import torch
+
+    from rag_app.engines.checkpoints import chosen_device
+
+    place = chosen_device(device)
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0]) + torch.cuda.memory_reserved(place)
+    import psutil
+
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = min([int(psutil.virtual_memory().available), *_left_by_limits()])
+    return free // beside + machine.used()[0]
+
+
+def _left_by_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> "Iterator[int]":
+    """What limits of control groups leave, of either version; files that the kernel holds in memory do not count."""
+    try:
+        lines = own.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError):  # another system
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            yield from _left(root, path, "memory.max", "memory.current", "inactive_file ")
+        elif "memory" in kinds.split(","):
+            yield from _left(root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes",
+                             "total_inactive_file ")  # fmt: skip
+
+
+def _left(root: Path, path: str, limit: str, usage: str, cached: str) -> "Iterator[int]":
+    place = Path(path.lstrip("/"))
+    for group in (place, *place.parents):  # a container sees its own group as the root
+        folder = root / group
+        try:
+            most = int((folder / limit).read_text())
+            held = int((folder / usage).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no such group, or 'max'
+            continue
+        yield most - held + sum(int(line.removeprefix(cached)) for line in lines if line.startswith(cached))
+
+
+def check(found: Estimate, available: int) -> None:
+    """Refuses what does not fit.
+
+    Raises:
+        DoesNotFit: with the settings to change, and what the run takes then.
+    """
+    if found.total <= available:
+        return
+    changed, last = remedy(found, available)
+    need = f"the run needs {_gigabytes(found.total)} and {_gigabytes(available)} are free"
+    biggest = max(found.parts(), key=lambda name: found.parts()[name])
+    need += f", most of it for {biggest} ({_gigabytes(found.parts()[biggest])})"
+    settings = ", ".join(f"{name}: {_shown(value)}" for name, value in changed.items())
+    if last.total <= available:
+        raise DoesNotFit(f"{need}: set {settings} ({_gigabytes(last.total)} then)")
+    tried = f"even with {settings} it is {_gigabytes(last.total)}: " if changed else ""
+    raise DoesNotFit(f"{need}; {tried}give a smaller base_model, or a machine with more memory")
+
+
+def remedy(found: Estimate, available: int) -> tuple[dict[str, Any], Estimate]:
+    """Settings that make a run fit, those first that shrink its largest part, and the estimate with them.
+
+    If nothing makes it fit, those that come closest.
+    """
+    changed: dict[str, Any] = {}
+    while found.total > available:
+        better = next(_smaller(found), None)
+        if better is None:
+            break
+        setting, found = better
+        changed |= setting
+    return changed, found
+
+
+def _smaller(found: Estimate) -> "Iterator[tuple[dict[str, Any], Estimate]]":
+    """Changes that lower the total, best suited first."""
+    for setting in _settings(found):
+        values = {**found.asked.config.model_dump(exclude_unset=True), **setting}
+        try:
+            config = checked(values, "estimate")
+        except ConfigInvalid:  # it contradicts another setting
+            continue
+        row = min(found.asked.row, config.sequence_len)
+        smaller = estimate(config, found.asked.model, row, min(found.asked.labels, row))
+        if smaller.total < found.total:
+            yield setting, smaller
+
+
+def _settings(found: Estimate) -> "Iterator[dict[str, Any]]":
+    config = found.asked.config
+    moving = found.activations + found.logits
+    passing = [
+        *([{"micro_batch_size": 1}] if config.micro_batch_size > 1 else []),
+        *([{"gradient_checkpointing": True}] if not config.gradient_checkpointing else []),
+    ]
+    standing: list[dict[str, Any]] = []
+    if config.adapter in ("full", "delta-lora", "relora"):
+        standing.append({"adapter": "lora"})
+    elif not config.four_bit and config.qat is None:
+        standing.append({"adapter": "qlora"} if config.adapter == "lora" else {"load_in_4bit": True})
+    if config.four_bit and not found.asked.packed:
+        standing.append({"nf4_storage": "packed"})
+    if found.asked.width == 4:
+        standing.append({"bf16": True})
+    if config.lora_r > 8 and found.trained and config.adapter != "full":
+        standing.append({"lora_r": 8})
+    shorter = [{"sequence_len": found.asked.row // 2}] if found.asked.row >= 512 else []
+    first, second = (passing, standing) if moving > found.total - moving - found.runtime else (standing, passing)
+    yield from (*first, *second, *shorter)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _gigabytes(value: float) -> str:
+    return f"{value / 1e9:,.2f} GB" if value < 1e10 else f"{value / 1e9:,.1f} GB"
