@@ -137,7 +137,7 @@ def _resumed(config: Config, out: Path) -> Path | None:
     if lack := checkpoints.whole(folder):
         other = checkpoints.latest(folder.parent)
         remedy = f"give '{other}', the newest whole one" if other else "start anew without resume_from_checkpoint"
-        raise CheckpointInvalid(f"the checkpoint '{folder}' {lack}: {remedy}")
+        raise CheckpointInvalid(f"the checkpoint '{folder}' is not whole ({lack}): {remedy}")
     return folder
 
 
@@ -147,7 +147,7 @@ def _estimated(config: Config, prepared: Prepared) -> Any:
     longest = max(map(len, prepared.train))
     labels = max(sum(label >= 0 for label in row.labels) for row in prepared.train)
     values = AutoConfig.from_pretrained(**prepared.source.files).to_dict()
-    return estimate.estimate(config, values, longest * config.micro_batch_size, labels * config.micro_batch_size)
+    return estimate.estimate(config, values, longest, labels)
 
 
 def _run(
