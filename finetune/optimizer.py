@@ -36,8 +36,7 @@ class MasterWeights(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update; a weight that was changed from outside since the last one is copied again first."""
-        for mine, other in zip(self.param_groups, self.inner.param_groups, strict=True):
-            other.update({name: value for name, value in mine.items() if name != "params"})
+        self._follow()
         pairs = self.pairs()
         for weight, copy in pairs:
             if not torch.equal(weight, copy.to(weight.dtype)):
@@ -48,13 +47,19 @@ class MasterWeights(Optimizer):
             weight.copy_(copy)
             copy.grad = None
 
+    def _follow(self) -> None:
+        """Gives the other optimiser the settings that a scheduler changes here, such as the learning rate."""
+        for mine, other in zip(self.param_groups, self.inner.param_groups, strict=True):
+            other.update({name: value for name, value in mine.items() if name != "params"})
+
     def state_of(self, weight: torch.Tensor) -> dict[str, Any]:
         """What the other optimiser remembers of a weight, to be changed in place."""
         state: dict[str, Any] = next(self.inner.state[copy] for own, copy in self.pairs() if own is weight)
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """The other optimiser's state, and the copies."""
+        """The other optimiser's state, with the settings of the next step, and the copies."""
+        self._follow()
         return {"inner": self.inner.state_dict(), "copies": [copy for _, copy in self.pairs()]}
 
     @torch.no_grad()

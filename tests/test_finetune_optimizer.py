@@ -89,3 +89,14 @@ def test_weights_without_a_gradient_stay(without: int) -> None:
     optimizer.step()
     assert torch.equal(weights[without], before)
     assert not torch.equal(weights[1 - without], before)
+
+
+def test_its_state_has_the_rate_of_the_next_step() -> None:
+    weights = pair(torch.bfloat16)
+    optimizer = MasterWeights(groups(weights), make)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    trained(weights, optimizer, range(1))
+    scheduler.step()
+    second = MasterWeights(groups(pair(torch.bfloat16)), make)
+    second.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in second.param_groups] == [5e-5, 5e-4]
