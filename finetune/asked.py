@@ -1,12 +1,14 @@
 """Questions with what is known of their answers, before any passages are found. Knows no index and no model."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import RecordInvalid
 from finetune.example import Example
+from index.beir import DatasetInvalid
 from rag_app.prompt import NOT_FOUND
 from rag_app.questions import Evidence, question_of
 
@@ -24,33 +26,59 @@ class Asked:
     documents: tuple[str, ...] = ()
     """What must not stand in two parts of a split: the documents of its evidence, or what they belong to."""
     origin: str = ""
+    given: Example | None = None
+    """The example that it is of, which brings a text of its own; its answer is evident in passages of that text."""
 
-    def example(self) -> Example:
-        """It as an example without passages, for what looks at questions alone."""
-        answer = self.golds[0] if self.golds else NOT_FOUND
+    @property
+    def placed(self) -> bool:
+        """Whether it is known where the answer stands."""
+        return bool(self.evidence or self.given)
+
+    def example(self, *passages: str, golden: int | None = None) -> Example:
+        """It with passages that only tell it from others, for what looks at questions and documents."""
         return Example(
-            self.id, "question_answering", self.question, answer, references=self.golds, origin=self.origin,
-            answerable=bool(self.golds), document=self.documents[0] if self.documents else "",
+            self.id, "question_answering", self.question, self.golds[0] if self.golds else NOT_FOUND, passages,
+            references=self.golds, answerable=bool(self.golds), document=self.documents[0] if self.documents else "",
+            origin=self.origin, golden=golden,
         )  # fmt: skip
+
+
+def is_labelled(row: Mapping[str, Any]) -> bool:
+    """Whether a record is a question of documents elsewhere, as `rag_app.questions` reads them."""
+    brings = row.keys() & {"context", "passages", "task", "solution"}
+    worked = re.search("^#### ", str(row.get("answer")), re.MULTILINE)  # GSM8K
+    return "question" in row and not brings and not worked
 
 
 def asked_of(file: Path, number: int, row: Mapping[str, Any]) -> Asked:
     """A line of a file of questions, in any form that `rag_app.questions` reads.
 
     Raises:
-        DatasetInvalid: it is no question.
-        RecordInvalid: it says nothing of the answer.
+        RecordInvalid: it is no question, or says nothing of the answer; the text begins with file and line.
     """
-    read = question_of(file, number, dict(row))
+    place = f"{file}:{number}"
+    try:
+        read = question_of(file, number, dict(row))
+    except DatasetInvalid as error:
+        reason = str(error).removeprefix(f"'{file}', line {number}: ")
+        raise RecordInvalid(f"{place}: {reason}") from None
     if read.answerable is None or (read.answerable and not read.answers):
-        raise RecordInvalid(f"{file}:{number}: no answer: write an 'answer', or answerable: false where there is none")
+        raise RecordInvalid(f"{place}: no answer: write an 'answer', or answerable: false where there is none")
     evidence = read.evidence or _about(row)
     named = [name for one in evidence for name in one.documents]
     title = row.get("title")
     if isinstance(title, str) and title.strip() and "paragraph_id" in row:
         named.insert(0, title)  # the article that the paragraph is of
-    origin = f"{file.name}:{number}"
-    return Asked(read.id, read.question, read.answers, evidence, tuple(dict.fromkeys(named)), origin)
+    return Asked(read.id, read.question, read.answers, evidence, tuple(dict.fromkeys(named)), place)
+
+
+def asked_in(example: Example) -> Asked | None:
+    """The question of an example that brings one text, or none; None for what stays as it is."""
+    if example.task != "question_answering" or example.history or len(example.passages) > 1:
+        return None
+    document = (example.document,) if example.document else ()
+    given = example if example.passages else None
+    return Asked(example.id, example.question, example.golds, (), document, example.origin, given)
 
 
 def _about(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
@@ -63,12 +91,10 @@ def _about(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
 
 def distinct_ids(asked: Iterable[Asked]) -> list[Asked]:
     """The questions with ids that tell them apart: files number their lines alike."""
-    from dataclasses import replace
-
     taken: set[str] = set()
     result = []
     for one in asked:
-        name = one.id if one.id not in taken else f"{one.origin.partition(':')[0]}/{one.id}"
+        name = one.id if one.id not in taken else f"{Path(one.origin.rpartition(':')[0]).stem}/{one.id}"
         count = 1
         while name in taken:
             count += 1

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from finetune.answers import answer_in
 from finetune.asked import Asked
+from finetune.example import Part
 from index import Hit
 from index.engine import READ_BY_PEOPLE
 from index.lexical import terms
@@ -32,11 +33,14 @@ class Found:
     """What stands before a document's id in `Hit.source`."""
     home: frozenset[str] = frozenset()
     """Ids of the hits that hold the answer where it is evident; of a question without one, of those it is about."""
+    document: str = ""
+    """What it is split by."""
+    part: Part = "train"
     _held: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.home = frozenset(hit.chunk_id for hit in self.hits if self._is_home(hit))
-        if not self.asked.golds and not self.asked.evidence:
+        if not self.asked.golds and not self.asked.placed:
             self.home = frozenset(hit.chunk_id for hit in self.hits[:1])
 
     @property
@@ -56,6 +60,9 @@ class Found:
 
     def is_about(self, hit: Hit) -> bool:
         """Whether a passage is of what the answer rests on."""
+        if self.asked.given:
+            own, text = (" ".join(one.split()) for one in (self.asked.given.passages[0], hit.text))
+            return text in own or own in text
         return any(is_evidence(one, hit, self.prefix) for one in self.asked.evidence)
 
     def complete(self, passages: Sequence[Hit]) -> bool:
@@ -95,7 +102,7 @@ class Found:
             return "the index found no passages for it"
         if not self.asked.golds or self.home:
             return ""
-        if not self.asked.evidence:
+        if not self.asked.placed:
             return "its answer stands in no passage that was found"
         if any(map(self.is_about, self.hits[:k])):
             return "its answer stands in no passage of its document that was found"
@@ -106,7 +113,7 @@ class Found:
             return self.is_about(hit)
         if not self.located:
             return bool(self.asked.evidence) and is_evidence(self.asked.evidence[0], hit, self.prefix)
-        return self.holds(hit) and (not self.asked.evidence or self.is_about(hit))
+        return self.holds(hit) and (not self.asked.placed or self.is_about(hit))
 
 
 def depth(k: int) -> int:

@@ -14,9 +14,10 @@ from math import ceil
 from typing import Literal
 
 from finetune.answers import Form, answer_in, answered, bare
-from finetune.example import Example, Part
+from finetune.example import Example
 from finetune.found import Found, alike
 from index import Hit
+from index.embedding import Progress
 from rag_app.prompt import NOT_FOUND
 
 MOST = 12
@@ -50,7 +51,14 @@ def as_served(questions: Sequence[Found], k: int) -> list[Group]:
 
 
 def shared(
-    questions: Sequence[Found], k: int, *, rounds: int = 1, most: int = MOST, insert_golden: bool = False, seed: int = 0
+    questions: Sequence[Found],
+    k: int,
+    *,
+    rounds: int = 1,
+    most: int = MOST,
+    insert_golden: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[Group]:
     """Every question with passages that settle it, in as few groups as a greedy cover finds: for training.
 
@@ -61,12 +69,18 @@ def shared(
         most: questions of a group; 1 leaves each with its own passages.
         insert_golden: puts the passage with the answer in where search missed it.
         seed: of the order among equals, and of the passages'.
+        progress: told how far it is, as 'grouping'.
     """
     draws = random.Random(seed)
     order = list(questions)
     draws.shuffle(order)
     own = [found.own(k, insert_golden) for found in order]
-    settles = _settles(order, own, alone=most == 1)
+    settles = []
+    at_home = _at_home(order) if most > 1 else {}
+    for n in range(len(order)):
+        if progress:
+            progress("grouping", n, len(order))
+        settles.append(_settles(n, order, own[n], at_home))
     used: set[tuple[int, frozenset[str]]] = set()
     groups: list[Group] = []
     for _ in range(rounds):
@@ -79,22 +93,27 @@ def shared(
     return groups
 
 
-def _settles(order: Sequence[Found], own: Sequence[tuple[Hit, ...]], alone: bool) -> list[dict[int, Reason]]:
-    """For the passages of each question, the questions that they settle and how, its own first."""
+def _at_home(order: Sequence[Found]) -> dict[str, list[int]]:
+    """The questions that a passage may settle, by its id."""
     at_home: dict[str, list[int]] = {}
     for n, found in enumerate(order):
         for chunk in found.home:
             at_home.setdefault(chunk, []).append(n)
-    settles = []
-    for n, passages in enumerate(own):
-        reason = _reason(order[n], passages)
-        these: dict[int, Reason] = {n: reason} if reason else {}
-        near = [] if alone or not reason else [m for hit in passages for m in at_home.get(hit.chunk_id, ())]
-        for other in dict.fromkeys(near):
-            if other != n and order[other].settled_by(passages):
-                these[other] = "answered" if order[other].asked.golds else "unanswerable"
-        settles.append(these)
-    return settles
+    return at_home
+
+
+def _settles(
+    leader: int, order: Sequence[Found], passages: tuple[Hit, ...], at_home: dict[str, list[int]]
+) -> dict[int, Reason]:
+    """The questions that the passages of one of them settle and how, its own first; none where its own is not."""
+    reason = _reason(order[leader], passages)
+    if reason is None:
+        return {}
+    these: dict[int, Reason] = {leader: reason}
+    for other in dict.fromkeys(n for hit in passages for n in at_home.get(hit.chunk_id, ())):
+        if other != leader and order[other].settled_by(passages):
+            these[other] = "answered" if order[other].asked.golds else "unanswerable"
+    return these
 
 
 def _reason(found: Found, passages: Sequence[Hit]) -> Reason | None:
@@ -174,18 +193,12 @@ def _without(group: Group, most: int) -> Group | None:
     return Group(tuple(passages), tuple((found, "taken out") for found in members)) if passages else None
 
 
-def examples(
-    groups: Sequence[Group],
-    form: Form,
-    part: Callable[[Found], tuple[Part, str]],
-    dropped: Callable[[Found, str], None],
-) -> Iterator[Example]:
+def examples(groups: Sequence[Group], form: Form, dropped: Callable[[Found, str], None]) -> Iterator[Example]:
     """An example for each question of each group, in their order.
 
     Args:
         groups: passages and questions.
         form: of the answers.
-        part: the part that a question is in, and what it is split by.
         dropped: told of questions that give no example, and why.
     """
     times: Counter[str] = Counter()
@@ -197,8 +210,7 @@ def examples(
                 continue
             times[example.id] += 1
             name = example.id if times[example.id] == 1 else f"{example.id}~{times[example.id]}"
-            where, document = part(found)
-            yield replace(example, id=name, part=where, document=document)
+            yield replace(example, id=name, part=found.part, document=found.document)
 
 
 def _example(found: Found, reason: Reason, passages: Sequence[Hit], form: Form) -> Example | None:
