@@ -8,6 +8,7 @@ delta_lora.py   Delta-LoRA: the base weights follow the product of A and B
 relora.py       ReLoRA: LoRA that is merged and begun again
 stacked.py      how the last two are kept: several updates as one LoRA of a higher rank
 virtual.py      how virtual tokens begin
+packed.py       4-bit weights on a CPU
 files.py        what the folder of an adapter holds
 
 `attach` comes before gradient checkpointing is enabled. Whoever trains calls `after_step` after each step of the
@@ -54,8 +55,9 @@ def attach(model: Any, config: Config, tokenizer: Any, steps: int | None = None)
     Raises:
         MethodInvalid: the method does not fit this model or these settings.
     """
-    from finetune.methods import bottleneck, by_peft, delta_lora, full, lora_fa
+    from finetune.methods import bottleneck, by_peft, delta_lora, full, lora_fa, packed
 
+    packed.keep(model)
     if config.adapter == "full":
         return full.attach(model)
     if config.adapter == "adapter":
@@ -150,8 +152,9 @@ def load(model: Any, folder: Path, trainable: bool = False) -> Any:
     Raises:
         CheckpointInvalid: the folder holds no adapter, a damaged one, or one of another base model.
     """
-    from finetune.methods import bottleneck, by_peft, delta_lora, full, lora_fa, relora
+    from finetune.methods import bottleneck, by_peft, delta_lora, full, lora_fa, packed, relora
 
+    packed.keep(model)
     method = method_of(folder)
     if method == "full":
         return full.load(model, folder, trainable)

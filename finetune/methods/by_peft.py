@@ -42,15 +42,26 @@ def attach(model: Any, config: Config, tokenizer: Any, steps: int | None) -> Any
             "lora_target_modules, or use lora"
         ) from error
     virtual.begin(trained, config.adapter, words, prefix)
-    return _still(trained)
+    return _mended(trained)
 
 
-def _still(model: Any) -> Any:
-    """With AdaLoRA's divisor by the rank frozen: PEFT lets it be trained, and does not keep it."""
+def _mended(model: Any) -> Any:
+    """With what PEFT leaves open closed.
+
+    It lets AdaLoRA's divisor by the rank be trained, and does not keep it; and IA3 gives fp32 behind 4-bit layers,
+    which attention does not take beside 16-bit queries.
+    """
     for name, one in model.named_parameters():
         if ".ranknum." in name:
             one.requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "ia3_l"):
+            module.register_forward_hook(_as_given)
     return model
+
+
+def _as_given(module: Any, inputs: Any, output: "Tensor") -> "Tensor":
+    return output.to(inputs[0].dtype)
 
 
 def _settings(config: Config, shape: Any, steps: int | None) -> Any:
@@ -220,6 +231,8 @@ def empty(model: Any, folder: Path, settings: Any, trainable: bool, wide: bool) 
     from peft import get_peft_model
 
     settings.inference_mode = not trainable
+    if settings.is_prompt_learning:  # the model says its own, to be compared
+        settings.token_dim = settings.num_layers = settings.num_attention_heads = None
     try:
         with files.quiet():
             made: Any = get_peft_model(model, settings, autocast_adapter_dtype=wide)
@@ -228,7 +241,7 @@ def empty(model: Any, folder: Path, settings: Any, trainable: bool, wide: bool) 
             f"the adapter in '{folder}' does not fit this model ({one_line(error, 160)}): name the base model that it "
             "was trained on"
         ) from error
-    return _still(made) if trainable else made.requires_grad_(False)  # which PEFT forgets for AdaLoRA
+    return _mended(made) if trainable else _mended(made).requires_grad_(False)  # which PEFT forgets for AdaLoRA
 
 
 def fill(model: Any, tensors: "dict[str, Tensor]", folder: Path) -> None:
