@@ -166,7 +166,7 @@ def test_zeros_get_no_gradient(model: Any, rows: list[list[int]]) -> None:
     mask, optimizer = weight == 0, torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
     before = weight.detach().clone()
     with sparse.kept(model):
-        for row in rows:
+        for row in rows[:2]:
             model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss.backward()
             optimizer.step()
     assert torch.equal(weight == 0, mask)
@@ -247,7 +247,7 @@ def test_weights_are_pruned_and_distilled_back(
 ) -> None:
     out = tmp_path / "pruned"
     code, report = run(
-        capsys, small_base, "--out", out, "--data", data, "--method", "magnitude", "--sparsity", 0.7, "--distill", 8
+        capsys, small_base, "--out", out, "--data", data, "--method", "magnitude", "--sparsity", 0.7, "--distill", 5
     )
     assert code == 0
     assert json.loads((out / "prune.json").read_text()) == report
