@@ -200,7 +200,7 @@ def _keep(trainer: Any, best: Path | None, out: Path, result: Mapping[str, Any])
     source = best or out / f"checkpoint-{trainer.state.global_step}"
     with checkpoints.staged(out / ADAPTER) as part:
         for path in source.iterdir():
-            if path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
+            if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
                 shutil.copy2(path, part / path.name)
         (part / RUN).write_text(json.dumps(result, indent=1, default=str), "utf-8")
 
@@ -208,7 +208,7 @@ def _keep(trainer: Any, best: Path | None, out: Path, result: Mapping[str, Any])
 LEFT_OUT = frozenset(
     {
         "optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", checkpoints.COMPLETE,
-        "optimizer.bin", "pytorch_model_fsdp.bin",
+        "optimizer.bin", "pytorch_model_fsdp.bin", "latest", "zero_to_fp32.py",
     }
 )  # fmt: skip
 """What a checkpoint holds beside the adapter."""
@@ -312,7 +312,7 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        bf16=False,  # the weights are; nothing is cast on the way
+        bf16=_by_deepspeed(config),  # the weights are anyway, and nothing is cast on the way; but it has to be told
         fp16=False,
         dataloader_pin_memory=device == "cuda",
         ddp_find_unused_parameters=False,
@@ -320,6 +320,10 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
         fsdp_config=dict(config.fsdp_config) or None,
         deepspeed=config.deepspeed,
     )
+
+
+def _by_deepspeed(config: Config) -> bool:
+    return config.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def _reporters(config: Config) -> list[str]:
