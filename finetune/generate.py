@@ -16,8 +16,8 @@ from rag_app.engines.pieces import ends
 if TYPE_CHECKING:
     import torch
 
-BATCH = 8192
-"""Tokens of a batch, with padding and room for the answers."""
+BATCH, BATCH_ON_GPU = 4096, 32768
+"""Tokens of a batch by default, with padding and room for the answers: 32,768 of an 8B model's take 4 GB of cache."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -27,7 +27,7 @@ def answers(
     examples: Sequence[Example],
     *,
     max_tokens: int,
-    batch_tokens: int = BATCH,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
     begin_without: Sequence[int] = (),
 ) -> list[str]:
@@ -52,7 +52,7 @@ def stream(
     examples: Sequence[Example],
     *,
     max_tokens: int,
-    batch_tokens: int = BATCH,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
     begin_without: Sequence[int] = (),
 ) -> Iterator[tuple[int, str]]:
@@ -63,7 +63,7 @@ def stream(
         layout: of the model's tokenizer.
         examples: what is asked.
         max_tokens: most tokens of an answer.
-        batch_tokens: most tokens of a batch; a single example may have more.
+        batch_tokens: most tokens of a batch, by default as the device likes it; a single example may have more.
         progress: told how far it is, as 'answering'.
         begin_without: tokens that no answer begins with.
 
@@ -77,8 +77,9 @@ def stream(
     _check(model, examples, prompts, max_tokens)
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     settings = _settings(model, layout, max_tokens, begin_without)
-    done = 0
-    for batch in _batches(order, prompts, max_tokens, batch_tokens):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    most, done = batch_tokens or (BATCH if on_cpu else BATCH_ON_GPU), 0
+    for batch in _batches(order, prompts, max_tokens, most):
         if progress:
             progress("answering", done, len(examples))
         with evaluating(model):  # entered anew for each batch: whoever reads the answers may train between two

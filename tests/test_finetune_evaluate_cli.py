@@ -11,7 +11,10 @@ import pytest
 
 from finetune import served
 from finetune.cli import main
+from finetune.config import Data
+from finetune.dataset import read
 from finetune.example import Example, write_examples
+from finetune.report import Report
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 from tests.conftest import ScriptedModel
 
@@ -189,7 +192,7 @@ def test_questions_are_asked_with_the_passages_of_serving(
     rows += [{"question": "Who was Rollo?", "answers": [], "answerable": False}]  # type: ignore[dict-item]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Index.open(real_index, real_encoder) as index:
-        examples = served.examples(served.read(file), index, 2)
+        examples = served.examples(read([Data(path=str(file))], "stop", Report())[0], index, 2)
     for example in examples:
         bot = Bot(ScriptedModel.saying("x"), real_index, real_encoder)
         assert example.passages == tuple(hit.text for hit in bot.ask(example.question).hits[:2])
@@ -213,7 +216,7 @@ def test_an_interrupted_evaluation_tells_what_is_done(
 
     file, out = tmp_path / "long.jsonl", tmp_path / "rows.jsonl"
     # three of them are one more than a batch holds
-    long = [Example(str(n), "text_generation", "Go on.", "x", ("okapi " * (1400 + n),)) for n in range(3)]
+    long = [Example(str(n), "text_generation", "Go on.", "x", ("okapi " * (700 + n),)) for n in range(3)]
     write_examples(long, file)
     real, calls = GenerationMixin.generate, [0]
 

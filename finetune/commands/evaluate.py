@@ -110,23 +110,27 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
 
 def _examples(options: argparse.Namespace) -> "list[Example]":
     """All that the file holds; questions with the passages that a search finds."""
+    from finetune.config import Data
+
     if not (options.index or options.corpus or _brings_paragraphs(options.data)):
-        from finetune.config import Data
         from finetune.records import read_records
 
         return list(read_records(Data(path=str(options.data))))  # also what is there twice: a set is scored as it is
     from functools import partial
 
     from finetune import served
+    from finetune.asked import distinct_ids
+    from finetune.dataset import read
+    from finetune.report import Report
     from index import Index
     from index.encoder import SentenceEncoder
 
     options.questions = options.data
-    questions = served.read(options.data)
+    asked, others = read([Data(path=str(options.data))], "stop", Report())
     place(options)
     encoder = partial(SentenceEncoder, options.encoder)
     with Index.open(options.index, encoder) as index, console.progress_bars() as progress:
-        return served.examples(questions, index, options.k, progress)
+        return [*served.examples(distinct_ids(asked), index, options.k, progress), *others]
 
 
 def _brings_paragraphs(file: Path) -> bool:
