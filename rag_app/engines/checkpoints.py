@@ -104,7 +104,7 @@ def load(source: Source, precision: str, device: str, double: bool = False) -> t
         SettingInvalid: there is no such device, or the files have another precision.
     """
     patient_threads()
-    with _explained(source), _quiet():
+    with _explained(source), quiet():
         import torch
         import transformers
 
@@ -124,7 +124,7 @@ def settled(source: Source) -> Source:
         ModelNotFound: the Hub has no such model, or cannot be reached.
         ModelInvalid: the file cannot be converted.
     """
-    with _explained(source), _quiet():
+    with _explained(source), quiet():
         return _converted(source) if source.gguf else _reached(source) if source.on_the_hub else source
 
 
@@ -134,7 +134,7 @@ def tokenizer(source: Source) -> Any:
     Raises:
         ModelInvalid: its files are damaged or incomplete.
     """
-    with _explained(source), _quiet():
+    with _explained(source), quiet():
         import transformers
 
         return transformers.AutoTokenizer.from_pretrained(**source.files)
@@ -348,7 +348,7 @@ _QUIET = threading.Lock()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without progress bars and advice on stderr."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as log_of_transformers
