@@ -220,8 +220,8 @@ def _contradictions(c: Config) -> list[tuple[bool, str]]:
     ]  # fmt: skip
 
 
-def read_config(file: Path, settings: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, changed by `key=value` pairs whose values are YAML, too.
+def read_config(file: Path | None, settings: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, if there is one, changed by `key=value` pairs whose values are YAML, too.
 
     A key of a part is written with a dot: `fsdp_config.reshard=true`. Paths of data in the file count from the file's
     folder, those of `settings` from the current one.
@@ -229,7 +229,8 @@ def read_config(file: Path, settings: Sequence[str] = ()) -> Config:
     Raises:
         ConfigInvalid: the file cannot be read, a key is unknown or a value out of range, or two contradict each other.
     """
-    return checked(_set(_anchored(_loaded(file), file.parent), settings), str(file))
+    values = _anchored(_loaded(file), file.parent) if file else {}
+    return checked(_set(values, settings), str(file or "--set"))
 
 
 def checked(values: Mapping[str, Any], where: str) -> Config:
