@@ -10,7 +10,7 @@ OUT/runs/             for TensorBoard
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ def train(
             f"'{out}' holds a finished run: give --force, another output_dir, or resume_from_checkpoint"
         )
     prepared = prepare(config)
-    estimate.check(_estimated(config, prepared), estimate.available(config.device))
+    needed = estimate.estimate(config, estimate.described(prepared.source.where), *longest(prepared.train))
+    estimate.check(needed, estimate.available(config.device))
     out.mkdir(parents=True, exist_ok=True)
     if _first():
         (out / "data.json").write_text(json.dumps(prepared.report.as_dict(), indent=1), "utf-8")
@@ -141,13 +142,9 @@ def _resumed(config: Config, out: Path) -> Path | None:
     return folder
 
 
-def _estimated(config: Config, prepared: Prepared) -> Any:
-    from transformers import AutoConfig
-
-    longest = max(map(len, prepared.train))
-    labels = max(sum(label >= 0 for label in row.labels) for row in prepared.train)
-    values = AutoConfig.from_pretrained(**prepared.source.files).to_dict()
-    return estimate.estimate(config, values, longest, labels)
+def longest(made: Sequence[Row]) -> tuple[int, int]:
+    """Tokens of the longest row, and most labels of one."""
+    return max(map(len, made)), max(sum(label >= 0 for label in row.labels) for row in made)
 
 
 def _run(
