@@ -111,7 +111,10 @@ def _built(values: Mapping[str, Any], dtype: torch.dtype, attending: str) -> Any
     try:
         with torch.device("meta"):
             made = hf.AutoConfig.for_model(**given)
-            return hf.AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation=attending)
+            try:
+                return hf.AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation=attending)
+            except (KeyError, ValueError):  # it has attention of its own
+                return hf.AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation="eager")
     except Exception as error:  # as many kinds as there are architectures
         raise ConfigInvalid(
             f"Transformers cannot build the model that config.json describes ({one_line(error, 160)}): give one with "
@@ -247,8 +250,8 @@ class _Fused(torch.autograd.Function):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what libraries have to say about a model that is none."""
-    from finetune.methods import files
+    from rag_app.engines.checkpoints import quiet
 
-    with warnings.catch_warnings(), files.quiet():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         yield

@@ -1,0 +1,76 @@
+"""`rag-finetune estimate`: the memory of a run, before anything is loaded."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index import console
+from index.console import say
+
+if TYPE_CHECKING:
+    from finetune.config import Config
+    from finetune.estimate import Estimate
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    command = commands.add_parser("estimate", help="print the memory that a run takes, before anything is loaded")
+    command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml", help="a run; see docs/finetune.md")
+    command.add_argument("--model", metavar="MODEL", help="another base model: its config.json, folder, file or Hub id")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the file; repeatable")
+    command.set_defaults(run=run, fail=command.error)
+    console.add_json(command)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The command."""
+    if not options.config and not options.model:
+        options.fail("name a CONFIG.yaml, or a --model, or both")
+    from finetune.config import read_config
+    from finetune.estimate import described, estimate
+
+    config = read_config(options.config, options.set)
+    with console.progress_bars() as progress:
+        progress("reading", 0, 2)
+        row, labels = _longest(config, measured=options.model is None)
+        values = described(options.model or config.base_model)
+        progress("rehearsing", 1, 2)
+        found = estimate(config, values, row, labels)
+        progress("rehearsing", 2, 2)
+    free, verdict = _verdict(found, config)
+    if options.json:
+        return {**found.as_dict(), "available": free, "fits": None if free is None else found.total <= free}
+    for line in found.lines():
+        say(line)
+    say()
+    say(verdict)
+    return None
+
+
+def _longest(config: "Config", measured: bool) -> tuple[int, int]:
+    """Tokens of the longest row, and most labels of one: those of the data where there are any.
+
+    Without, a row is as long as may be, and a quarter of it is answers.
+    """
+    if config.datasets and measured:
+        from finetune.train import longest, prepare
+
+        return longest(prepare(config).train)
+    return config.sequence_len, config.sequence_len if config.train_on_inputs else -(-config.sequence_len // 4)
+
+
+def _verdict(found: "Estimate", config: "Config") -> tuple[int | None, str]:
+    """Bytes that are free, if the device is here, and whether the run fits."""
+    from finetune.errors import DoesNotFit
+    from finetune.estimate import available, check, gigabytes
+    from rag_app.errors import SettingInvalid
+
+    try:
+        free = available(config.device)
+    except SettingInvalid:
+        return None, f"there is no device '{config.device}' here to compare with"
+    try:
+        check(found, free)
+    except DoesNotFit as error:
+        return free, str(error)
+    return free, f"it fits: {gigabytes(free)} are free"
