@@ -1,19 +1,17 @@
 """A student learns a teacher's token distributions (white-box distillation): settings, and the runs that do it."""
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune import adapters
 from finetune.config import VIRTUAL, Config, checked
-from finetune.errors import CheckpointInvalid, ConfigInvalid, MethodInvalid
+from finetune.errors import ConfigInvalid, MethodInvalid
 from finetune.example import Example
 from rag_app.engines.layout import Layout
 
-ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 RATE = 5e-5
 """Learning rate of `recover`."""
 
@@ -70,7 +68,8 @@ def distill(config: Config, teacher: str, how: Distillation, name: str = "run", 
         raise ConfigInvalid(f"on_policy trains on answers that the student writes, which {wrong} cannot: remove one")
     source = models.settled(models.find(config.base_model))
     tokenizer = models.tokenizer(source)
-    base, adapter = _teacher(teacher)
+    adapter = adapters.find(teacher)
+    base = models.settled(adapters.base_of(adapter) if adapter else models.find(teacher))
     same_tokenizer(models.tokenizer(base), tokenizer, base.name, source.name)
     own = base.where == source.where and not adapter and not config.four_bit
     stop = Layout(source.name, tokenizer).stop()
@@ -144,33 +143,14 @@ def recover(
     model.eval()
 
 
-def _teacher(name: str) -> tuple[Any, Path | None]:
-    """Where its base is, and the folder of its adapter, if it is one or a run that holds one."""
-    from rag_app.engines import checkpoints as models
-
-    folder = next((one for one in (Path(name), Path(name) / "adapter") if (one / ADAPTER).is_file()), None)
-    return models.settled(models.find(_base_of(folder) if folder else name)), folder
-
-
-def _base_of(adapter: Path) -> str | None:
-    """The base model of an adapter: what the run's configuration says, else what PEFT noted."""
-    for file, keys in ((adapter / "run.json", ("config", "base_model")), (adapter / ADAPTER, (BASE,))):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found: Any = json.loads(file.read_text("utf-8"))
-            for key in keys:
-                found = found[key]
-            return found if found is None else str(found)
-    raise CheckpointInvalid(f"the adapter '{adapter}' does not say what its base model is: train it again")
-
-
-def _loaded(base: Any, adapter: Path | None, student: Any) -> Any:
+def _loaded(base: Any, adapter: Any, student: Any) -> Any:
     """A teacher, where the student is and with the same kind of attention, which knows shared prefixes."""
-    from finetune import methods
     from rag_app.engines import checkpoints as models
 
-    model, _ = models.load(base, "auto", str(student.device))
+    device = str(student.device)
+    model, _ = adapters.load(adapter, base) if adapter else models.load(base, "auto", device)
     model.set_attn_implementation(student.config._attn_implementation)
-    return methods.load(model, adapter) if adapter else model
+    return model if str(model.device) == device else model.to(device)
 
 
 def _told(progress: Callable[[str, int, int], None]) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from finetune import checkpoints, depth, evaluate, generate, perplexity, sparse
+from finetune import adapters, checkpoints, depth, evaluate, generate, perplexity, sparse
 from finetune.distill import recover
 from finetune.errors import ConfigInvalid, DatasetEmpty
 from finetune.evaluate import sample
@@ -74,16 +74,16 @@ class Measured:
     zeros: int
     """Parameters that are zero."""
     bytes: int
-    """Of the weights as they are saved; zeros take as much room as other numbers."""
+    """Of the weights as they are saved, in bf16; zeros take as much room as other numbers."""
 
 
 def prune(
-    base_model: str | None, examples: Sequence[Example], out: Path, how: Pruning, progress: depth.Progress
+    name: str | None, examples: Sequence[Example], out: Path, how: Pruning, progress: depth.Progress
 ) -> dict[str, Any]:
     """Prunes a model, and keeps it as a folder that is whole or absent.
 
     Args:
-        base_model: as in a configuration.
+        name: of a model, or of an adapter, which is merged first.
         examples: the training part calibrates and distils, the validation part is measured.
         out: the folder; one that is there is replaced.
         how: what goes.
@@ -97,8 +97,10 @@ def prune(
         MethodInvalid: the model cannot be pruned so.
         OSError: the disk is full; nothing is left behind.
     """
+    import torch
+
     training, held_out = _parts(examples, how.seed)
-    name, model, layout = _loaded(base_model)
+    base, model, layout = _loaded(name)
     sparse.check(model, how.group) if how.method not in STRUCTURED else depth.check(model, how.layers)
     stages = {"before": _measured(model, layout, held_out, progress)}
     whole = copy.deepcopy(model) if how.distill else None
@@ -108,36 +110,40 @@ def prune(
         with sparse.kept(model):
             recover(model, whole, layout, training, how.distill, how.seed, progress)
         stages["distilled"] = _measured(model, layout, held_out, progress)
-    report = {"base_model": name, **asdict(how), **removed, "training": len(training), "held_out": len(held_out)}
+    report = {"base_model": base, **asdict(how), **removed, "training": len(training), "held_out": len(held_out)}
     report["stages"] = {name: asdict(stage) for name, stage in stages.items()}
     with checkpoints.staged(out) as part:
-        model.save_pretrained(part)
+        model.to(torch.bfloat16).save_pretrained(part)
         layout.tokenizer.save_pretrained(part)
         (part / REPORT).write_text(json.dumps(report, indent=1), "utf-8")
     return report
 
 
-def _loaded(base_model: str | None) -> tuple[str, Any, Layout]:
-    from finetune import attention
+def _loaded(name: str | None) -> tuple[str, Any, Layout]:
+    from finetune import attention, methods
     from rag_app.engines import checkpoints as models
 
-    source = models.settled(models.find(base_model))
-    model, tokenizer = models.load(source, "auto", "auto")
+    adapter = adapters.find(name) if name else None
+    source = models.settled(adapters.base_of(adapter) if adapter else models.find(name))
+    model, tokenizer = adapters.load(adapter, source) if adapter else models.load(source, "auto", "auto")
+    model = methods.merge(model) if adapter else model
     if model.device.type == "cpu":
         model.set_attn_implementation(attention.register())
-    return source.name, model, Layout(source.name, tokenizer)
+    return str(adapter.folder) if adapter else source.name, model, Layout(source.name, tokenizer)
 
 
-def free(out: Path, force: bool) -> Path:
+def free(out: Path, force: bool, read: str | None = None) -> Path:
     """A folder that a model may be written to.
 
     Raises:
-        RagError: there is something already; with `force`, something that no run left there.
+        RagError: there is something already; with `force`, something that no run left there, or the model `read`.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
     if not force:
         raise RagError(f"'{out}' is there already: name another folder, or replace it with --force")
+    if read and Path(read).expanduser().resolve() == out.resolve():
+        raise RagError(f"'{out}' is what is read, and would be lost: name another folder")
     if not (out / checkpoints.COMPLETE).is_file():
         raise RagError(f"'{out}' holds what is none of ours, and would be lost: name another folder")
     return out
@@ -194,7 +200,5 @@ def _measured(model: Any, layout: Layout, examples: Sequence[Example], progress:
     with perplexity.evaluating(model):
         score = evaluate.score(examples, generate.answers(model, layout, examples, max_tokens=MAX_TOKENS)).score
     progress("measuring", 3, 3)
-    weights = list(model.parameters())
-    sizes = [(weight.numel(), weight.numel() * weight.element_size()) for weight in weights]
-    numbers, size = (sum(one) for one in zip(*sizes, strict=True))
-    return Measured(of_answers, of_texts, score, numbers, sparse.zeros(model), size)
+    numbers = sum(weight.numel() for weight in model.parameters())
+    return Measured(of_answers, of_texts, score, numbers, sparse.zeros(model), 2 * numbers)

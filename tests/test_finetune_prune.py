@@ -264,6 +264,8 @@ def test_weights_are_pruned_and_distilled_back(
     sparse.magnitude(cut, 0.7)
     assert 0 < distance(kept, whole, tokenizer) < distance(cut, whole, tokenizer)
     Layout("kept", tokenizer)  # it has its chat template
+    code, report = run(capsys, out, "--out", out, "--data", data, "--force")
+    assert (code, "is what is read, and would be lost" in report["error"]) == (1, True)
 
 
 def distance(model: Any, whole: Any, tokenizer: Any) -> float:

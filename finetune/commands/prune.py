@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser("prune", help="take weights or whole layers out of a model; see what that costs")
     command.add_argument(
         "model", nargs="?", type=console.words, metavar="MODEL",
-        help="a folder, a Hub id or a GGUF file (default: $RAG_MODEL, or the bundled model)",
+        help="a model's or adapter's folder, a Hub id, a GGUF file (default: $RAG_MODEL, or bundled)",
     )  # fmt: skip
     command.add_argument("--out", type=output.named, required=True, metavar="DIR", help="the folder of what is left")
     command.add_argument(
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     from finetune.records import load_examples
 
     how = _how(options)
-    out = free(Path(options.out), options.force)
+    out = free(Path(options.out), options.force, options.model)
     examples, _ = load_examples((Data(path=options.data),), Config())
     with console.progress_bars() as progress:
         report = prune(options.model, examples, out, how, progress)
