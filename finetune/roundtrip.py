@@ -32,6 +32,8 @@ AGREEMENT = 0.5
 """F1 from which two answers agree; a longer one that holds the shorter agrees, too."""
 MOST_WRITTEN = 128
 """Tokens of a question with its answer, and of the answer given to it."""
+FEW = 15
+"""Words that a model's answer has, at most."""
 PER_PASSAGE = 3
 """Questions of one kind that patterns write of one passage, at most."""
 FORM = re.compile(r"Question:\s*(?P<question>[^\n]+\?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]+)", re.IGNORECASE)
@@ -117,9 +119,10 @@ def asked_of(made: Made, prefix: str = "") -> list[Asked]:
 
 
 def _by_patterns(sources: Sequence[Source]) -> Iterator[Written]:
-    for kind in KINDS:
+    for kinds in KINDS:
         for source in sources:
-            yield from islice(written(source, kind), PER_PASSAGE)
+            for kind in kinds:
+                yield from islice(written(source, kind), PER_PASSAGE)
 
 
 def _by_model(sources: Sequence[Source], model: "Generator", fell: Counter[str]) -> Iterator[Written]:
@@ -131,7 +134,9 @@ def _by_model(sources: Sequence[Source], model: "Generator", fell: Counter[str])
         if not answer:
             fell["no question with an answer was written"] += 1
         elif not fluent(question, answer, "model"):
-            fell["the question is no good without the passage"] += 1
+            fell["the question means nothing without the passage, or holds the answer"] += 1
+        elif len(answer.split()) > FEW:
+            fell["the answer is long"] += 1
         elif not answer_in(source.text, [answer]):
             fell["the answer stands not in the passage"] += 1
         else:

@@ -12,9 +12,10 @@ from typing import Literal
 from finetune.answers import LAYOUT, answer_in, sentences
 from finetune.english import CODE, POINTERS, at_head
 from finetune.patterns import FACTS, Sentence, did, gap, when
+from index.lexical import terms
 
 Kind = Literal["fact", "section", "cloze", "model"]
-KINDS: tuple[Kind, ...] = ("fact", "section", "cloze")
+KINDS: tuple[tuple[Kind, ...], ...] = (("fact",), ("section", "cloze"))
 """Those that patterns write, the best first."""
 MOST_WORDS = 25
 """Of a question; a sentence with a gap may be longer."""
@@ -89,9 +90,15 @@ def fluent(question: str, answer: str, kind: Kind) -> bool:
         (kind == "cloze" or (len(words) <= MOST_WORDS and not POINTERS.search(CODE.sub("", " ".join(words[1:])))))
         and question.endswith("?")
         and 0 < len(answer) <= 300
-        and answer.lower() not in question.lower()
+        and _news(question, answer)
         and all(text.count("(") == text.count(")") and text.count('"') % 2 == 0 for text in (question, answer))
     )
+
+
+def _news(question: str, answer: str) -> bool:
+    """Whether at least half of what an answer says is not in the question."""
+    said, asked = set(terms(answer)), set(terms(question))
+    return answer.lower() not in question.lower() and 2 * len(said & asked) <= len(said)
 
 
 def _sentences(text: str) -> Iterator[str]:
