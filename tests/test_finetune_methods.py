@@ -16,7 +16,7 @@ from finetune.optimizer import MasterWeights
 from finetune.rows import mask
 from rag_app.engines.layout import Layout
 
-STEPS = 6
+STEPS = 5
 EXAMPLES = [
     Example("1", "question_answering", "Where does the okapi live?", "the Ituri rainforest",
             ("The okapi lives in the Ituri rainforest.", "The axolotl keeps its gills for life.")),
@@ -100,8 +100,11 @@ def optimizer(model: Any, settings: Config) -> Any:
 def train(model: Any, settings: Config, made: list[Batch], steps: int = STEPS, first: int = 0) -> list[float]:
     """Losses before each step, and the last one after."""
     own, losses = optimizer(model, settings), []
+    rates = [group["lr"] for group in own.param_groups]
     model.train()
     for step in range(first, first + steps):
+        for group, rate in zip(own.param_groups, rates, strict=True):
+            group["lr"] = rate * methods.rate_factor(settings, step, STEPS)
         now = loss(model, made)
         extra = methods.penalty(model, settings)
         (now if extra is None else now + extra).backward()
@@ -120,7 +123,7 @@ def logits(model: Any, made: list[Batch]) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_and_is_kept_and_merged(method: str, small_base: Path, tmp_path: Path) -> None:
-    settings, made = config(method), batches(small_base, method)
+    settings, made = config(method), batches(small_base, method)[:1]
     model = methods.attach(fresh(small_base), settings, tokenizer(small_base), STEPS)
     intended = {name for name, one in model.named_parameters() if one.requires_grad}
     losses = train(model, settings, made)
@@ -156,8 +159,8 @@ def test_the_whole_model_trains(base: Path, tmp_path: Path) -> None:
     settings, made = config("lora", lora_r=16), batches(base, "lora")[:1]
     model = methods.attach(fresh(base), settings, tokenizer(base))
     assert methods.trainable(model) == 4_884_480
-    losses = train(model, settings, made, 3)
-    assert losses[-1] < 0.5 * losses[0]
+    losses = train(model, settings, made, 2)
+    assert losses[-1] < 0.8 * losses[0]
     before = logits(model, made)
     assert (logits(methods.merge(model), made) - before).norm() / before.norm() < 0.1  # 30 layers of 8 bits
 
@@ -274,13 +277,14 @@ def test_adalora_is_penalised_as_peft_does_and_ends_with_its_budget(small_base: 
         assert penalty is not None and penalty.item() > 0
         assert theirs - model(input_ids=ids, labels=ids).loss == pytest.approx(penalty.item(), rel=1e-2)
     model.peft_config["default"].orth_reg_weight = 0.5
-    train(model, settings, made)
-    used = sum(int((one != 0).sum()) for name, one in model.named_parameters() if ".lora_E." in name)
-    assert used == 14 * 4  # of 14 * 6
+    train(model, settings, made, 2)
     methods.save(model, tmp_path, settings)
     again = methods.load(fresh(small_base), tmp_path, trainable=True)
     kept, put = (one.base_model.rankallocator.exp_avg_unc for one in (model, again))
-    assert kept.keys() == put.keys() and all(torch.equal(kept[name], put[name]) for name in kept)
+    assert len(kept) == 42 and all(torch.equal(kept[name], put[name]) for name in kept)
+    train(again, settings, made, STEPS - 2, 2)
+    used = sum(int((one != 0).sum()) for name, one in again.named_parameters() if ".lora_E." in name)
+    assert used == 14 * 4  # of 14 * 6
 
 
 def test_a_tied_head_is_kept_once_and_stays_tied(small_base: Path, tmp_path: Path) -> None:

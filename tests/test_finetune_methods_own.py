@@ -118,6 +118,7 @@ def test_relora_merges_and_begins_again_as_lialin_et_al_write(small_base: Path, 
                 assert int((kept != 0).sum()) == round(0.01 * kept.numel())
                 assert torch.equal(kept[kept != 0], moment[kept != 0])
                 assert moment[kept == 0].abs().max() <= moment[kept != 0].abs().min()
+                assert torch.equal(optimizer.state[one]["exp_avg_sq"] != 0, kept != 0)
     assert all(len(layer.merged_pieces) == 2 for layer in named.values())
     methods.save(model, tmp_path, settings)
     _read_as_plain_lora(small_base, tmp_path, logits(model, made), made)

@@ -141,16 +141,18 @@ def orthogonality(model: Any) -> "Tensor":
 
 def allocate(model: Any, step: int) -> None:
     """Takes ranks from layers that use them little (AdaLoRA)."""
-    settings = model.peft_config["default"]
-    if settings.rank_pattern is None and step > settings.total_step - settings.tfinal:
-        settings.rank_pattern = _pattern(model)  # of a run that goes on after the last pruning
-    model.base_model.update_and_allocate(step)
+    pattern, allocator = model.peft_config["default"].rank_pattern, model.base_model.rankallocator
+    if pattern is not None and not allocator.exp_avg_ipt:  # all are taken: what was pruned stays so
+        allocator.mask_using_rank_pattern(model.base_model.model, pattern)
+    else:
+        model.base_model.update_and_allocate(step)
 
 
-def _pattern(model: Any) -> dict[str, list[bool]]:
-    """Which ranks are in use: a pruned singular value is 0."""
+def _pattern(model: Any) -> dict[str, list[bool]] | None:
+    """Which ranks are in use: a pruned singular value is 0. None where training has not begun."""
     named = model.base_model.model.named_parameters()
-    return {name: (one != 0).flatten().tolist() for name, one in named if ".lora_E." in name}
+    used = {name: (one != 0).flatten().tolist() for name, one in named if ".lora_E." in name}
+    return used if any(any(one) for one in used.values()) else None
 
 
 def save(model: Any, folder: Path, method: str, state: "Mapping[str, Tensor] | None") -> None:
@@ -190,18 +192,19 @@ def _for_training(model: Any, method: str) -> "dict[str, Tensor]":
 
 def _go_on(model: Any, folder: Path, method: str) -> None:
     """Puts what `_for_training` gave back."""
-    if not (folder / files.TRAINING).is_file():
+    kept = files.read(folder, files.TRAINING) if (folder / files.TRAINING).is_file() else {}
+    if method == "p-tuning" and kept:
+        model.prompt_encoder.load_state_dict(kept)
+    if method != "adalora":
         return
-    tensors = files.read(folder, files.TRAINING)
-    if method == "p-tuning":
-        model.prompt_encoder.load_state_dict(tensors)
-    elif method == "adalora":
-        seen, device = model.base_model.rankallocator, model.device
-        for name, one in tensors.items():
-            kind, _, parameter = name.partition("/")
-            held = seen.exp_avg_ipt if kind == "importance" else seen.exp_avg_unc
-            held[parameter] = one.to(device)
-            seen.ipt[parameter] = held[parameter].new_zeros(one.shape)  # computed anew, but looked for
+    if not kept:
+        model.peft_config["default"].rank_pattern = _pattern(model)
+    allocator, device = model.base_model.rankallocator, model.device
+    for name, one in kept.items():
+        kind, _, parameter = name.partition("/")
+        held = allocator.exp_avg_ipt if kind == "importance" else allocator.exp_avg_unc
+        held[parameter] = one.to(device)
+        allocator.ipt[parameter] = held[parameter].new_zeros(one.shape)  # computed anew, but looked for
 
 
 def load(model: Any, folder: Path, trainable: bool) -> Any:

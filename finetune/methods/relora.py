@@ -3,8 +3,9 @@
 Every `relora_steps` steps
     W ← W + (alpha/r) B A,   A ← drawn anew,   B ← 0,
 99% of the optimiser's moments of A and B, the smallest by magnitude, become 0, and the learning rate climbs from 0 back
-to its schedule over a few steps (a jagged cosine). The paper trains from scratch and warms up with full training; here
-the base model is trained already.
+to its schedule over a few steps (a jagged cosine). Both moments are pruned where the first one is small: A has no
+gradient while B is 0, and a first moment without a second one would then make a step without bound. The paper trains
+from scratch and warms up with full training; here the base model is trained already.
 """
 
 import math
@@ -68,18 +69,19 @@ def _merge(layer: Any, piece: stacked.Piece) -> None:
 def _forget(optimizer: Any, weight: "Tensor") -> None:
     """Prunes what the optimiser remembers of a weight."""
     state = optimizer.state_of(weight) if hasattr(optimizer, "state_of") else optimizer.state[weight]
-    for name, moment in list(state.items()):
-        if getattr(moment, "shape", None) == weight.shape and moment.is_floating_point():
-            prune(moment)
-        elif name.startswith(("state", "absmax")):  # bitsandbytes' 8-bit moments: all of it, to be made anew
-            del state[name]
+    moments = [one for one in state.values() if getattr(one, "shape", None) == weight.shape]
+    if any(not one.is_floating_point() for one in moments):
+        state.clear()  # bitsandbytes' 8 bits: all of it, to be made anew
+    elif moments:
+        kept = largest(moments[0])
+        for moment in moments:
+            moment.mul_(kept)
 
 
-def prune(moment: "Tensor") -> None:
-    """Sets all but the largest hundredth to 0, in place."""
-    kept = max(1, round((1 - PRUNED) * moment.numel()))
-    least = moment.abs().flatten().kthvalue(moment.numel() - kept + 1).values
-    moment.mul_(moment.abs() >= least)
+def largest(moment: "Tensor") -> "Tensor":
+    """Where the largest hundredth is, by magnitude."""
+    size, count = moment.abs(), max(1, round((1 - PRUNED) * moment.numel()))
+    return size >= size.flatten().kthvalue(moment.numel() - count + 1).values
 
 
 def save(model: Any, folder: Path) -> None:
