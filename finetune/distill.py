@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune import adapters
 from finetune.config import VIRTUAL, Config, checked
-from finetune.errors import ConfigInvalid, MethodInvalid
+from finetune.errors import ConfigInvalid, DatasetEmpty, DoesNotFit, MethodInvalid
 from finetune.example import Example
 from rag_app.engines.layout import Layout
 
@@ -116,13 +116,17 @@ def recover(
         steps: of the optimiser, of 2 rows each.
         seed: of the order.
         progress: is told of each step.
+
+    Raises:
+        DatasetEmpty: no example is short enough.
+        DoesNotFit: there is too little memory.
     """
     from transformers import PrinterCallback
 
-    from finetune import methods
+    from finetune import estimate, methods
     from finetune.rows import rows, tokens
     from finetune.student import StudentTrainer
-    from finetune.train import Steps, arguments
+    from finetune.train import Steps, arguments, longest
 
     config = checked(
         {"adapter": "full", "max_steps": steps, "gradient_accumulation_steps": 2, "on_bad_record": "skip",
@@ -130,6 +134,9 @@ def recover(
         "distill",
     )  # fmt: skip
     made = rows(tokens(examples, layout, config, []), config)
+    if not made:
+        raise DatasetEmpty(f"every example is longer than {config.sequence_len:,} tokens: shorten them")
+    _check_room(estimate.estimate(config, model.config.to_dict(), *longest(made)).total, model.device.type)
     with tempfile.TemporaryDirectory() as folder:
         settings = arguments(config, Path(folder), Steps.of(config, len(made)), model.device.type)
         settings.save_strategy = "no"
@@ -141,6 +148,16 @@ def recover(
         trainer.add_callback(_told(progress))
         trainer.train()
     model.eval()
+
+
+def _check_room(needed: int, device: str) -> None:
+    from finetune.estimate import available, gigabytes
+
+    if needed > (free := available(device)):
+        raise DoesNotFit(
+            f"distilling trains all weights, which needs {gigabytes(needed)}, and {gigabytes(free)} are free: leave "
+            "out --distill, or give a smaller model"
+        )
 
 
 def _loaded(base: Any, adapter: Any, student: Any) -> Any:

@@ -27,6 +27,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 STRUCTURED = frozenset({"layers", "block"})
 CALIBRATION = 32_768
 """Tokens that activations and hidden states are measured on; more change the choice little (Sun et al. 2023, 4.3)."""
+LONGEST = 2048
+"""Tokens of a row that they are measured on."""
 HELD_OUT = 128
 """Examples that are measured before and after."""
 MAX_TOKENS = 96
@@ -161,13 +163,20 @@ def _parts(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[
 
 
 def _calibration(examples: Sequence[Example], layout: Layout, seed: int) -> list[list[int]]:
-    """Prompts with their answers, a row each."""
+    """Prompts with their answers, a row each; those that are long are left out.
+
+    Raises:
+        DatasetEmpty: all are.
+    """
     rows: list[list[int]] = []
     for one in random.Random(seed).sample(list(examples), len(examples)):
         row = [*layout.prompt(one.messages()), *layout.answer(one.answer)]
-        if rows and sum(map(len, rows)) + len(row) > CALIBRATION:
+        if len(row) <= LONGEST:
+            rows.append(row)
+        if sum(map(len, rows)) > CALIBRATION:
             break
-        rows.append(row)
+    if not rows:
+        raise DatasetEmpty(f"every example is longer than {LONGEST:,} tokens: shorten them")
     return rows
 
 
@@ -192,13 +201,12 @@ def _pruned(model: Any, rows: list[list[int]], how: Pruning, progress: depth.Pro
 
 def _measured(model: Any, layout: Layout, examples: Sequence[Example], progress: depth.Progress) -> Measured:
     texts = list(dict.fromkeys(passage for one in examples for passage in one.passages))[:HELD_OUT]
-    progress("measuring", 0, 3)
+    progress("measuring", 0, 2)
     of_answers = perplexity.of_answers(model, layout, examples)
-    progress("measuring", 1, 3)
+    progress("measuring", 1, 2)
     of_texts = perplexity.of_texts(model, layout.tokenizer, texts) if texts else None
-    progress("measuring", 2, 3)
-    with perplexity.evaluating(model):
-        score = evaluate.score(examples, generate.answers(model, layout, examples, max_tokens=MAX_TOKENS)).score
-    progress("measuring", 3, 3)
+    progress("measuring", 2, 2)
+    written = generate.answers(model, layout, examples, max_tokens=MAX_TOKENS, progress=progress)
+    score = evaluate.score(examples, written).score
     numbers = sum(weight.numel() for weight in model.parameters())
     return Measured(of_answers, of_texts, score, numbers, sparse.zeros(model), 2 * numbers)
