@@ -48,11 +48,11 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
 
 
 def answered(form: Form, passage: str, span: tuple[int, int], number: int) -> str | None:
-    """An answer in one of its forms; None where a quotation cannot be verified.
+    """An answer in one of its forms; None where a quotation cannot be verified, or says no more.
 
     Args:
         form: `short` as it stands in the passage; `sentence` the sentence around it; `quoted` followed by that
-            sentence in quotation marks, and the passage's marker.
+            sentence, or what of it stands between quote marks, in quotation marks, and by the passage's marker.
         passage: its text.
         span: where in it the answer stands.
         number: the passage's number in the prompt, from 1.
@@ -64,11 +64,16 @@ def answered(form: Form, passage: str, span: tuple[int, int], number: int) -> st
     around = [(start, end) for start, end in sentences(passage) if start < last and end > first]
     if not around:
         return None
-    sentence = " ".join(passage[min(first, around[0][0]) : max(last, around[-1][1])].split())
+    start, end = min(first, around[0][0]), max(last, around[-1][1])
+    if form == "quoted":  # a quotation within would end it: what stands between two marks is enough
+        start = max(start, passage.rfind('"', start, first) + 1)
+        end = end if (mark := passage.find('"', last, end)) < 0 else mark
+    sentence = " ".join(passage[start:end].split())
     if form == "sentence":
         return sentence
     quoted = f'{short}: "{sentence}" [{number}]'
-    return quoted if verbatim(quoted, sentence, passage) else None
+    more = len(sentence.split()) > len(short.split()) and '"' not in sentence
+    return quoted if more and verbatim(quoted, sentence, passage) else None
 
 
 def verbatim(answer: str, quote: str, passage: str) -> bool:

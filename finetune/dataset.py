@@ -24,6 +24,7 @@ from finetune.report import Report
 from finetune.splits import split
 from index import Hit
 from index.embedding import Progress
+from index.errors import QueryInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,11 @@ def _found(
     kept = list(kept)
     for n, one in enumerate(asked):
         progress("searching", n, len(asked))
-        result = find(one, search, prefix)
+        try:
+            result = find(one, search, prefix)
+        except QueryInvalid as error:
+            report.dropped.append((one.origin, str(error)))
+            continue
         if one.given and not any(map(result.is_about, result.hits)):
             kept.append(one.given)
         elif reason := result.problem(k):
