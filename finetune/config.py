@@ -101,6 +101,7 @@ class Config(_Part):
     lora_alpha: Rate = 32
     """The update is scaled by alpha/r; by alpha/sqrt(r) with rslora."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of LoRA's input."""
     lora_target_linear: bool = True
     """All linear layers but the head."""
     lora_target_modules: tuple[str, ...] | None = None
@@ -123,32 +124,42 @@ class Config(_Part):
     gradient_accumulation_steps: Positive = 4
     """Times that before the optimiser takes a step."""
     num_epochs: Rate = 3.0
+    """Times that every row is computed; 0.5 is half of them."""
     max_steps: Positive | None = None
     """Steps of the optimiser; ends the run before `num_epochs`."""
-    learning_rate: Rate = 2e-4
+    learning_rate: Rate | None = None
     """By default the method's own, from 5e-5 for full to 3e-2 for prompt-tuning."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps in which it rises from 0."""
     warmup_ratio: Share | None = None
     """Share of the steps; 0.03 where neither this nor `warmup_steps` is given."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "sgd"] | None = None
     """By default AdamW; paged by bitsandbytes for qlora on a GPU."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of matrices; vectors, such as norms, do not decay."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's; so are the next two."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     adam_epsilon: Rate = 1e-8
     max_grad_norm: Rate = 1.0
+    """Gradients are scaled down to this norm."""
     group_by_length: bool = False
     """Rows of like length together, where rows are padded."""
     seed: int = 42
+    """Of all that is drawn."""
 
     logging_steps: Positive = 10
+    """Steps between two entries of the history."""
     saves_per_epoch: Positive | None = None
+    """Checkpoints an epoch, instead of `save_steps`."""
     save_steps: Positive | None = None
     """Steps between two checkpoints; by default one an epoch."""
     save_total_limit: Positive = 3
     """Checkpoints to keep, the best one beside them."""
     evals_per_epoch: Positive | None = None
+    """Evaluations an epoch, instead of `eval_steps`."""
     eval_steps: Positive | None = None
     """Steps between two evaluations; by default one an epoch."""
     eval_samples: Annotated[int, Field(ge=0)] = 64
@@ -160,6 +171,7 @@ class Config(_Part):
     resume_from_checkpoint: bool | str = False
     """true: from the last whole checkpoint, if there is one; or a folder."""
     use_tensorboard: bool = True
+    """Writes TensorBoard's files into the run's folder."""
     wandb_project: str | None = None
     """Reports to Weights & Biases, where it is installed."""
     mlflow_experiment_name: str | None = None
@@ -167,6 +179,7 @@ class Config(_Part):
     fsdp: tuple[Literal["full_shard", "auto_wrap", "offload", "shard_grad_op"], ...] = ()
     """Under accelerate: shards the model over the processes."""
     fsdp_config: dict[str, Any] = Field(default_factory=dict)
+    """More of it, as Transformers names it."""
     deepspeed: str | None = None
     """Under accelerate: a DeepSpeed configuration; relative to the YAML file that names it."""
 

@@ -37,7 +37,7 @@ LEARNING_RATES: Mapping[Method, float] = {
 
 def learning_rate(config: Config) -> float:
     """The configured learning rate, else the method's own."""
-    return config.learning_rate if "learning_rate" in config.model_fields_set else LEARNING_RATES[config.adapter]
+    return config.learning_rate or LEARNING_RATES[config.adapter]
 
 
 def attach(model: Any, config: Config, tokenizer: Any, steps: int | None = None) -> Any:
