@@ -99,7 +99,7 @@ def read(files: Sequence[Data], on_bad: Literal["stop", "skip"], report: Report)
         if _is_labelled(data):
             asked += _labelled(Path(data.path), on_bad, report)
             continue
-        for example in read_records(data, on_bad, report):
+        for example in read_records(_as_questions(data), on_bad, report):
             question = None if data.type == "feedback" else asked_in(example)
             asked += [question] if question else []
             kept += [] if question else [example]
@@ -108,10 +108,16 @@ def read(files: Sequence[Data], on_bad: Literal["stop", "skip"], report: Report)
 
 def _is_labelled(data: Data) -> bool:
     path = Path(data.path)
-    if data.type != "auto" or data.question or path.name.removesuffix(".gz").endswith(TABLES):
+    if data.type != "auto" or data.question or Path(data.path.removesuffix(".gz")).suffix.lower() in TABLES:
         return False
     first = next((row for row in rows(path) if not row.problem), None)
     return first is not None and is_labelled(first.value)
+
+
+def _as_questions(data: Data) -> Data:
+    """Of a table without a task, questions of the documents: with no context it would be learnt by heart."""
+    table = data.question or data.type == "csv" or Path(data.path.removesuffix(".gz")).suffix.lower() in TABLES
+    return data.model_copy(update={"task": "question_answering"}) if table and not data.task else data
 
 
 def _labelled(path: Path, on_bad: Literal["stop", "skip"], report: Report) -> list[Asked]:
@@ -180,7 +186,7 @@ def assemble(
     report.examples = [*made, *kept]
     answerable = [one for one in found if one.asked.golds]
     hit = sum(any(map(one.is_golden, one.hits[: settings.k])) for one in answerable)
-    parts = Counter(group.members[0][0].part for group in groups)
+    parts = Counter(part for part, _ in {(group.members[0][0].part, group.key) for group in groups})
     reasons = Counter(str(reason) for group in groups for _, reason in group.members)
     return Tally(len(found), len(answerable), hit, {str(part): count for part, count in parts.items()}, reasons)
 

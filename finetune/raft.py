@@ -38,6 +38,11 @@ class Group:
     rest: tuple[Hit, ...] = ()
     """Hits beyond them, best first."""
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The same where the passages are, in the same order."""
+        return tuple(hit.chunk_id for hit in self.passages)
+
 
 def as_served(questions: Sequence[Found], k: int) -> list[Group]:
     """Every question alone, with the very passages that serving shows: for validation and test."""

@@ -68,7 +68,10 @@ def _add_examples(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--val-share", type=_share, default=0.1, metavar="SHARE", help="for validation (default: 0.1)")
     group.add_argument("--test-share", type=_share, default=0.0, metavar="SHARE", help="for the test (default: 0)")
-    group.add_argument("--seed", type=int, default=42, metavar="N", help="of all that is drawn (default: 42)")
+    # Not as `seed`: that would be the model's, which not every engine takes.
+    group.add_argument(
+        "--seed", dest="chance", type=int, default=42, metavar="N", help="of all that is drawn (default: 42)"
+    )
 
 
 def _add_writer(command: argparse.ArgumentParser) -> None:
@@ -144,7 +147,7 @@ def _make(options: argparse.Namespace, chosen: "tables.Settings", place: Path) -
     from finetune.roundtrip import Made
 
     report, made = Report(), Made()
-    asked, kept = drawn(*read(_files(options), options.on_bad_record, report), options.limit, options.seed)
+    asked, kept = drawn(*read(_files(options), options.on_bad_record, report), options.limit, options.chance)
     settings = _settings(options, chosen.answer.k)
     with console.progress_bars() as progress, _index(options, bool(asked), progress) as (index, prefix):
         if index and options.generate:
@@ -178,7 +181,7 @@ def _settings(options: argparse.Namespace, k: int) -> "Settings":
     return Settings(
         k=k, form=options.answers, without_golden=options.without_golden, insert_golden=options.insert_golden,
         rounds=options.rounds, share_passages=options.share_passages, val_share=options.val_share,
-        test_share=options.test_share, seed=options.seed,
+        test_share=options.test_share, seed=options.chance,
     )  # fmt: skip
 
 
@@ -187,11 +190,10 @@ def _index(options: argparse.Namespace, asked: bool, progress: "Progress") -> "I
     """What is searched, and what stands before a document's id in it; nothing where nothing is asked.
 
     Raises:
-        RagError: there is no index, it is empty or of another encoder, or the corpus cannot be read.
+        RagError: there is no index, it is of another encoder, or the corpus cannot be read.
     """
     from functools import partial
 
-    from finetune.errors import DatasetEmpty
     from index import Index
     from index.encoder import SentenceEncoder
     from rag_app.evaluate import index_corpus
@@ -203,8 +205,6 @@ def _index(options: argparse.Namespace, asked: bool, progress: "Progress") -> "I
     if options.corpus:
         directory, prefix = index_corpus(options.corpus, encoder, progress)
     with Index.open(directory, encoder) as index:
-        if not index.manifest.passages:
-            raise DatasetEmpty(f"the index '{index.directory}' holds no passage: build it with rag-index build FOLDER")
         index.load_encoder()
         yield index, prefix
 
@@ -225,7 +225,7 @@ def _written(
     try:
         made = make(
             sources, options.generate, lambda question: index.search(question, depth(k)), k, model=model,
-            seed=options.seed, progress=progress,
+            seed=options.chance, progress=progress,
         )  # fmt: skip
     finally:
         if model:
