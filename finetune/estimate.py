@@ -32,6 +32,9 @@ HOLES = {2: 1.5, 4: 2.4}
 """What the C library's allocator takes on a CPU for a byte of activations, by bytes of a number: freed ones leave holes
 between others. Measured on rows of 256 to 1,024 tokens: 1.0 to 1.6 in 16 bits, 2.0 to 2.9 in fp32."""
 
+WORTHWHILE = 0.95
+"""A change of several must leave at most this share of the total to be proposed."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -83,7 +86,7 @@ class Estimate:
         share = 100 * self.trained / self.parameters
         rows = [f"{name:12} {gigabytes(value):>10}  {self._about(name)}" for name, value in self.parts().items()]
         return [
-            f"{self.parameters:,} parameters, {self.trained:,} trained ({share:.2g}%), on the {self.where.upper()}; "
+            f"{self.parameters:,} parameters, {self.trained:,} trained ({share:.3g}%), on the {self.where.upper()}; "
             f"rows of {self.asked.row:,} tokens, {self.asked.labels:,} of them learned",
             "",
             *rows,
@@ -305,13 +308,16 @@ def check(found: Estimate, available: int) -> None:
 
 
 def remedy(found: Estimate, available: int) -> tuple[dict[str, Any], Estimate]:
-    """Settings that make a run fit, those first that shrink its largest part, and the estimate with them.
+    """Settings that make a run fit, and the estimate with them: one, where one is enough, else several.
 
-    If nothing makes it fit, those that come closest.
+    Those that shrink the larger part of the run are tried first. If nothing makes it fit, those that come closest.
     """
+    for setting, smaller in _smaller(found, available):
+        if smaller.total <= available:
+            return setting, smaller
     changed: dict[str, Any] = {}
     while found.total > available:
-        better = next(_smaller(found), None)
+        better = next((one for one in _smaller(found) if one[1].total < WORTHWHILE * found.total), None)
         if better is None:
             break
         setting, found = better
@@ -319,9 +325,16 @@ def remedy(found: Estimate, available: int) -> tuple[dict[str, Any], Estimate]:
     return changed, found
 
 
-def _smaller(found: Estimate) -> "Iterator[tuple[dict[str, Any], Estimate]]":
-    """Changes that lower the total, best suited first."""
-    for setting in _settings(found):
+def _smaller(found: Estimate, enough: int = 0) -> "Iterator[tuple[dict[str, Any], Estimate]]":
+    """Changes that lower the total, best suited first; with `enough`, those alone that might lower it so far."""
+    moving = found.activations + found.logits
+    standing = found.total - moving
+    passing = [(setting, standing) for setting in _of_a_step(found)]
+    lasting = [(setting, moving) for setting in _of_the_model(found)]
+    ordered = (*passing, *lasting) if moving > standing - found.runtime else (*lasting, *passing)
+    for setting, left in ordered:
+        if enough and left > enough:  # of what it does not touch
+            continue
         values = {**found.asked.config.model_dump(exclude_unset=True), **setting}
         try:
             config = checked(values, "estimate")
@@ -333,27 +346,29 @@ def _smaller(found: Estimate) -> "Iterator[tuple[dict[str, Any], Estimate]]":
             yield setting, smaller
 
 
-def _settings(found: Estimate) -> "Iterator[dict[str, Any]]":
+def _of_a_step(found: Estimate) -> "Iterator[dict[str, Any]]":
+    """Settings that lower what a step holds, the cheapest in time and quality first."""
+    if found.asked.config.micro_batch_size > 1:
+        yield {"micro_batch_size": 1}
+    if not found.asked.config.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+    if found.asked.row >= 512:
+        yield {"sequence_len": found.asked.row // 2}
+
+
+def _of_the_model(found: Estimate) -> "Iterator[dict[str, Any]]":
+    """Settings that lower what stays from step to step, likewise."""
     config = found.asked.config
-    moving = found.activations + found.logits
-    passing = [
-        *([{"micro_batch_size": 1}] if config.micro_batch_size > 1 else []),
-        *([{"gradient_checkpointing": True}] if not config.gradient_checkpointing else []),
-    ]
-    standing: list[dict[str, Any]] = []
-    if config.adapter in ("full", "delta-lora", "relora"):
-        standing.append({"adapter": "lora"})
-    elif not config.four_bit and config.qat is None:
-        standing.append({"adapter": "qlora"} if config.adapter == "lora" else {"load_in_4bit": True})
-    if config.four_bit and not found.asked.packed:
-        standing.append({"nf4_storage": "packed"})
     if found.asked.width == 4:
-        standing.append({"bf16": True})
-    if config.lora_r > 8 and found.trained and config.adapter != "full":
-        standing.append({"lora_r": 8})
-    shorter = [{"sequence_len": found.asked.row // 2}] if found.asked.row >= 512 else []
-    first, second = (passing, standing) if moving > found.total - moving - found.runtime else (standing, passing)
-    yield from (*first, *second, *shorter)
+        yield {"bf16": True}
+    if config.adapter in ("full", "delta-lora", "relora"):
+        yield {"adapter": "lora"}
+    elif not config.four_bit and config.qat is None:
+        yield {"adapter": "qlora"} if config.adapter == "lora" else {"load_in_4bit": True}
+    if not found.asked.packed:
+        yield {"load_in_4bit": True, "nf4_storage": "packed"} if not config.four_bit else {"nf4_storage": "packed"}
+    if config.adapter != "full" and config.lora_r > 8:
+        yield {"lora_r": 8}
 
 
 def _shown(value: Any) -> str:
