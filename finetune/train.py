@@ -176,7 +176,7 @@ def _run(
         **machine.what_ran(config, [Path(one.path) for one in config.datasets], prepared.source),
         "method": config.adapter,
         **facts,
-        "trainable": methods.trainable(trainer.model),
+        "trainable": methods.trainable(model),
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "history": trainer.state.log_history,
@@ -281,7 +281,7 @@ def _first() -> bool:
 
 def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
     """The trainer's own settings, an `SFTConfig`."""
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     from finetune import methods
 

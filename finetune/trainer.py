@@ -16,7 +16,8 @@ from accelerate import DistributedType, PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from finetune import checkpoints, methods
 from finetune.config import VIRTUAL, Config
@@ -45,7 +46,7 @@ class AnswerTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)  # `progress.Line` says it
         # Losses are divided by the labels of the whole step here, once.
         self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+        self.loss_is_scaled_for_ga: Any = True
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -55,13 +56,14 @@ class AnswerTrainer(SFTTrainer):
             self.useful += int(inputs["useful"].sum())
             self.seen += int(inputs["examples"].sum())
             self.computed += inputs["labels"].numel()
-        logits, labels, weights = labelled(model, inputs, self.model.dtype)
+        network: Any = self.model
+        logits, labels, weights = labelled(model, inputs, network.dtype)
         total = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = (self.losses(logits, labels, inputs) * weights).sum() / total
-        if model.training and (extra := methods.penalty(self.model, self.config)) is not None:
-            loss = loss + extra / self.current_gradient_accumulation_steps
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
+        if model.training and (extra := methods.penalty(network, self.config)) is not None:
+            loss = loss + extra / self.current_gradient_accumulation_steps
         return loss
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -83,7 +85,8 @@ class AnswerTrainer(SFTTrainer):
         Raises:
             TrainingFailed: the loss is no number.
         """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        step: Any = super().training_step
+        loss: torch.Tensor = step(*args, **kwargs)
         if not torch.isfinite(loss):
             rate = self._get_learning_rate()
             raise TrainingFailed(
@@ -113,7 +116,7 @@ class AnswerTrainer(SFTTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The configured one, with what the method asks for behind its restarts."""
-        made = super().create_scheduler(num_training_steps, optimizer)
+        made: Any = super().create_scheduler(num_training_steps, optimizer)
         if self.config.adapter == "relora":
             made.lr_lambdas = [partial(self._slowed, plain, num_training_steps) for plain in made.lr_lambdas]
         return made
@@ -124,13 +127,13 @@ class AnswerTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Written beside its place and moved there whole; older ones but the best are removed afterwards."""
         step = self.state.global_step
-        place, first = Path(self.args.output_dir) / f"checkpoint-{step}", self.args.should_save
+        place, first = self.folder / f"checkpoint-{step}", self.args.should_save
         with checkpoints.staged(place, step=step) if first else nullcontext() as made:
             part = broadcast_object_list([made])[0]  # of several processes, each writes what it alone knows
             self._write_checkpoint(part)
             self.accelerator.wait_for_everyone()
         if first:
-            checkpoints.prune(Path(self.args.output_dir), self.config.save_total_limit, self.best())
+            checkpoints.prune(self.folder, self.config.save_total_limit, self.best())
 
     def _write_checkpoint(self, part: Path) -> None:
         self.save_model(str(part), _internal_call=True)
@@ -146,10 +149,15 @@ class AnswerTrainer(SFTTrainer):
             return
         methods.save(self.accelerator.unwrap_model(self.model), Path(output_dir), self.config, state_dict)
 
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return Path(self.args.output_dir or "")
+
     def best(self) -> Path | None:
         """The best checkpoint, or None before the first evaluation."""
         step = self.state.best_global_step
-        return Path(self.args.output_dir) / f"checkpoint-{step}" if step else None
+        return self.folder / f"checkpoint-{step}" if step else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the model that is given has the checkpoint's weights already."""
