@@ -321,6 +321,7 @@ def test_vectors_do_not_decay(small_base: Path) -> None:
         ("llama-adapter", {"adapter_layers": 9}, "more adapter layers '9'"),
         ("adalora", {}, "max_steps"),
         ("delta-lora", {"lora_dropout": 0.1}, "remove lora_dropout"),
+        ("relora", {"fsdp": ("full_shard",)}, "launch it without"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(method: str, more: Any, named: str, small_base: Path) -> None:

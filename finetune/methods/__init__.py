@@ -16,6 +16,7 @@ optimiser, with the gradients still there; adds `penalty` to the loss of each st
 `rate_factor`.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ LEARNING_RATES: Mapping[Method, float] = {
     "llama-adapter": 5e-3, "adapter": 5e-4, "delta-lora": 5e-4, "relora": 5e-4,
 }  # fmt: skip
 """What `learning_rate` is where the configuration does not say it."""
+WHOLE = frozenset({"lora-fa", "adalora", "delta-lora", "relora"})
+"""Methods that read or change weights between steps, or by their gradients' hooks."""
 
 
 def learning_rate(config: Config) -> float:
@@ -57,6 +60,11 @@ def attach(model: Any, config: Config, tokenizer: Any, steps: int | None = None)
     """
     from finetune.methods import bottleneck, by_peft, delta_lora, full, lora_fa, packed
 
+    if config.adapter in WHOLE and _shared_out(config):
+        raise MethodInvalid(
+            f"adapter '{config.adapter}' works on whole weights, which FSDP and DeepSpeed share out: launch it without "
+            "them, or use lora"
+        )
     packed.keep(model)
     if config.adapter == "full":
         return full.attach(model)
@@ -68,6 +76,11 @@ def attach(model: Any, config: Config, tokenizer: Any, steps: int | None = None)
     if config.adapter == "lora-fa":
         lora_fa.freeze(trained)
     return trained
+
+
+def _shared_out(config: Config) -> bool:
+    launched = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    return bool(config.fsdp) or config.deepspeed is not None or any(launched)
 
 
 def groups(model: Any, config: Config) -> list[dict[str, Any]]:
