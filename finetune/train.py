@@ -396,6 +396,8 @@ def _progress(trainer: Any, total: int) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
             self.line.log(state.global_step, logs or {})
+            if "loss" in (logs or {}):
+                state.log_history[-1]["tokens_per_second"] = round(self.line.tokens_per_second, 1)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             self.line.close()
