@@ -86,7 +86,7 @@ def load(adapter: Adapter, base: "Source") -> tuple[Any, Any]:
     from finetune import methods
     from finetune.config import checked
 
-    config = checked(adapter.run.get("config_with_defaults") or {}, str(adapter.folder / RUN))
+    config = checked(adapter.run.get("config") or {}, str(adapter.folder / RUN))
     model, tokenizer = based(config, base)
     _check(adapter, base)
     return methods.load(model, adapter.folder).eval(), tokenizer

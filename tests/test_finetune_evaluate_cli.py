@@ -36,7 +36,9 @@ def trained(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from finetune.config import checked
     from rag_app.engines import checkpoints as models
 
-    config = checked({"base_model": str(small_base), "adapter": "lora", "lora_r": 2}, "here")
+    config = checked(
+        {"base_model": str(small_base), "lora_r": 2, "lora_target_modules": ["q_proj", "down_proj"]}, "here"
+    )
     source = models.find(str(small_base))
     model, tokenizer = models.load(source, "auto", "cpu")
     model = methods.attach(model, config, tokenizer)
@@ -125,6 +127,15 @@ def test_an_adapter_that_peft_wrote_is_taken_with_a_warning(
     assert err.count("\n") == 1
     assert "no run.json" in err
     assert "beside its base small" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_takes_no_scores_away(small_base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "base", "--base", small_base, "--data", data, "--max-tokens", 2, "--out", "/dev/full"]
+    assert main([*map(str, arguments), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "cannot be written (No space left on device)" in report["error"]
+    assert report["n"] == 3
 
 
 def changed(**values: Any) -> Callable[[Path], None]:

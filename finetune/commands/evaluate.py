@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         help="examples of any form; with --index or --corpus, questions to search passages for, as serving does",
     )  # fmt: skip
     command.add_argument(
-        "--part", choices=("train", "validation", "test"), help="of the examples (default: test, if there is one)"
+        "--part", choices=("train", "validation", "test"), help="default: test, else validation, else all"
     )
     command.add_argument("--limit", type=positive, metavar="N", help="a sample, balanced by task and drawn by --seed")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of sample and intervals (default: 0)")
@@ -77,10 +77,13 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     scores = [score(kept, [answers[n] for n in both], options.seed) for answers in found]
     report = _report(options, [name for name, _ in models], scores)
     report |= {"asked": len(examples), "interrupted": interrupted}
-    if options.out:
-        output.write(options.out, (json.dumps(row) for row in _rows(scores)))
     if not options.json:
         _show(report, scores)
+    if options.out:
+        try:
+            output.write(options.out, (json.dumps(row) for row in _rows(scores)))
+        except RagError as error:
+            raise console.Failed(str(error), report) from error
     if interrupted:
         raise console.Failed(f"interrupted: the scores are of {len(both)} of {len(examples)} examples", report)
     return report if options.json else None
@@ -146,7 +149,7 @@ def _sampled(options: argparse.Namespace, examples: "Sequence[Example]") -> "lis
     from finetune.evaluate import sample
 
     parts = {example.part for example in examples}
-    options.part = options.part or ("test" if "test" in parts else None)
+    options.part = options.part or next((part for part in ("test", "validation") if part in parts), None)
     kept = [example for example in examples if options.part in (None, example.part)]
     if not kept:
         raise DatasetEmpty(
