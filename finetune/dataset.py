@@ -179,7 +179,7 @@ def assemble(
         report: told of questions that none can be made of.
         progress: told how far it is, as 'searching' and 'grouping'.
     """
-    found, kept = _found(asked, kept, search, prefix, settings.k, report, progress)
+    found, kept = _found(asked, kept, search, prefix, report, progress)
     kept = _parted(found, kept, settings)
     groups = _groups(found, settings, report, progress)
     made = examples(groups, settings.form, lambda one, reason: report.dropped.append((one.asked.origin, reason)))
@@ -196,7 +196,6 @@ def _found(
     kept: Sequence[Example],
     search: Callable[[str], Sequence[Hit]],
     prefix: str,
-    k: int,
     report: Report,
     progress: Progress,
 ) -> tuple[list[Found], list[Example]]:
@@ -212,7 +211,7 @@ def _found(
             continue
         if one.given and not any(map(result.is_about, result.hits)):
             kept.append(one.given)
-        elif reason := result.problem(k):
+        elif reason := result.problem():
             report.dropped.append((one.origin, reason))
         else:
             found.append(result)

@@ -96,7 +96,7 @@ class Found:
             shown[-1] = missed[0]
         return tuple(shown)
 
-    def problem(self, k: int) -> str:
+    def problem(self) -> str:
         """Why nothing can be learnt from it; '' where something can."""
         if not self.hits:
             return "the index found no passages for it"
@@ -104,9 +104,8 @@ class Found:
             return ""
         if not self.asked.placed:
             return "its answer stands in no passage that was found"
-        if any(map(self.is_about, self.hits[:k])):
-            return "its answer stands in no passage of its document that was found"
-        return ""
+        there = all(any(is_evidence(one, hit, self.prefix) for hit in self.hits) for one in self.asked.evidence)
+        return "its answer stands in no passage of its document that was found" if there else ""
 
     def _is_home(self, hit: Hit) -> bool:
         if not self.asked.golds:

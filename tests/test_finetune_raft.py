@@ -214,7 +214,7 @@ def test_yes_and_no_stand_in_no_passage() -> None:
 )
 def test_what_nothing_can_be_learnt_from(asked: Asked, texts: list[str], reason: str) -> None:
     hits = tuple(hit(str(n), text) for n, text in enumerate(texts))
-    problem = Found(asked, hits).problem(4)
+    problem = Found(asked, hits).problem()
     assert reason in problem and bool(reason) == bool(problem)
 
 
