@@ -27,6 +27,9 @@ from rag_app.errors import ServerFailed
 from rag_app.models import locate
 from rag_app.prompt import NOT_FOUND
 from tests.conftest import ScriptedModel
+from tests.test_rag_app_engines_server import Fake, fake, say
+
+__all__ = ["fake"]
 
 OKAPI = "The okapi lives in the Ituri rainforest. Its tongue is 45 centimetres long."
 LUNCH = "The lunch allowance is 14 euros a day. Requests above it need a manager."
@@ -121,8 +124,8 @@ def config(small_base: Path, data: Path, tmp_path: Path) -> Path:
     """A student of two layers, and six steps."""
     file = tmp_path / "student.yaml"
     file.write_text(
-        f"base_model: {small_base}\noutput_dir: {tmp_path}/out\nmax_steps: 6\neval_steps: 6\nlearning_rate: 3e-3\neval_samples: 0\n"
-        f"datasets: [{{path: {data}}}]\nuse_tensorboard: false\ngradient_accumulation_steps: 1\n"
+        f"base_model: {small_base}\noutput_dir: {tmp_path}/out\ndatasets: [{{path: {data}}}]\nmax_steps: 6\n"
+        "eval_steps: 6\neval_samples: 0\nlearning_rate: 3e-3\ngradient_accumulation_steps: 1\nuse_tensorboard: false\n"
     )
     return file
 
@@ -343,6 +346,19 @@ def test_the_bundled_model_teaches(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert (code, report["error"]) == (
         1, f"'{out}' is there already: name another file, or overwrite it with --force"
     )  # fmt: skip
+
+
+def test_a_server_teaches(
+    fake: Fake, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    fake.acts += [say("in the ", "Ituri rainforest"), say("45 centi", finish="length")]
+    out = tmp_path / "taught.jsonl"
+    code, report = run(capsys, "--black-box", "--teacher", fake.url, "--data", data, "--out", out, "--max-tokens", 5)
+    assert (code, report["kept"], report["dropped"]) == (0, 1, {"cut at max_tokens": 1})
+    assert [one.answer for one in read_examples(out)] == ["in the Ituri rainforest", "14 euros a day"]
+    asked = [message["content"] for message in fake.sent[0]["messages"]]
+    assert asked == [message.content for message in WHERE.messages()]
 
 
 @pytest.mark.parametrize(
