@@ -53,7 +53,7 @@ def main() -> None:
     data, adapter, rows = options.out / "train.jsonl", options.out / "run" / "adapter", options.out / "test_rows.jsonl"
     corpus, questions = options.squad / "train_corpus.jsonl", options.squad / "train_questions.jsonl"
     made = step(
-        "dataset", "--corpus", str(corpus), "--questions", str(questions), "--rounds", "3", "--val-share", "0.15",
+        "dataset", "--corpus", str(corpus), "--questions", str(questions), "--rounds", "3",
         "--out", str(data), done=data,
     )  # fmt: skip
     settings = [f"datasets=[{{path: {json.dumps(str(data))}}}]", f"output_dir={options.out / 'run'}", *options.set]
