@@ -39,16 +39,18 @@ class MasterWeights(Optimizer):
         self._follow()
         pairs = self.pairs()
         for weight, copy in pairs:
-            if not torch.equal(weight, copy.to(weight.dtype)):
-                copy.copy_(weight)
             copy.grad = None if weight.grad is None else weight.grad.float()
         self.inner.step()
         for weight, copy in pairs:
             weight.copy_(copy)
             copy.grad = None
 
+    @torch.no_grad()
     def _follow(self) -> None:
-        """Gives the other optimiser the settings that a scheduler changes here, such as the learning rate."""
+        """Gives the other optimiser what changes here: settings, such as the learning rate, and weights."""
+        for weight, copy in self.pairs():
+            if not torch.equal(weight, copy.to(weight.dtype)):
+                copy.copy_(weight)
         for mine, other in zip(self.param_groups, self.inner.param_groups, strict=True):
             other.update({name: value for name, value in mine.items() if name != "params"})
 
