@@ -163,7 +163,7 @@ def test_a_checkpoint_cut_short_is_passed_over_or_refused(said: Said, tmp_path: 
     weights.write_bytes(weights.read_bytes()[:1000])
     code, result, _ = said(f"resume_from_checkpoint={out / 'checkpoint-6'}")
     assert code == 1
-    assert f"'{out / 'checkpoint-6'}' is not whole (has 1,000 of " in result["error"]
+    assert f"'{out / 'checkpoint-6'}' is not whole (adapter_model.safetensors is 1,000 of " in result["error"]
     assert "checkpoint-4', the newest whole one" in result["error"]
     code, resumed, err = said(flags=("--resume",))
     assert code == 0 and "'checkpoint-6' is passed over" in err.replace(f"{out}/", "")
