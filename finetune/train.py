@@ -157,6 +157,7 @@ def _run(
 ) -> dict[str, Any]:
     from finetune import curves, methods
     from finetune.trainer import AnswerTrainer, Evaluate, Method
+    from rag_app.engines.checkpoints import find
 
     steps = Steps.of(config, len(prepared.train))
     model, tokenizer = _model(config, prepared, resumed, steps.total)
@@ -173,7 +174,7 @@ def _run(
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     best = trainer.best()
     result = {
-        **machine.what_ran(config, [Path(one.path) for one in config.datasets], prepared.source),
+        **machine.what_ran(config, [Path(one.path) for one in config.datasets], find(config.base_model)),
         "method": config.adapter,
         **facts,
         "trainable": methods.trainable(model),
