@@ -208,7 +208,7 @@ def _away_from_zero(model: Any) -> None:
             one.data.normal_(0.01, 0.01)
 
 
-@pytest.mark.parametrize("method", ["lora", "llama-adapter", "adapter"])
+@pytest.mark.parametrize("method", ["lora", "llama-adapter", "adapter", "prompt-tuning", "prefix-tuning"])
 def test_every_attention_gives_the_same(method: str, small_base: Path) -> None:
     from finetune import attention
 
