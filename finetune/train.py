@@ -171,7 +171,8 @@ def _run(
         warn("nothing to validate on: the last checkpoint is kept, whatever it is worth")
     if _first():
         trainer.add_callback(_progress(trainer, steps.total))
-    ran = machine.what_ran(config, [Path(one.path) for one in config.datasets], find(config.base_model))  # before data and repository change
+    # Before data and repository can change.
+    ran = machine.what_ran(config, [Path(one.path) for one in config.datasets], find(config.base_model))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     best = trainer.best()
     result = {
