@@ -121,8 +121,12 @@ class _Rounded:
 
     def _fresh(self, weight: Tensor, factors: list[Tensor]) -> bool:
         """Whether the kept weights are of these; A and B are compared, as they are small and change in many ways."""
-        kept = self._weight is not None and self._weight.dtype == weight.dtype and self._version == weight._version
-        return kept and len(factors) == len(self._made_of) and all(map(torch.equal, factors, self._made_of))
+        kept = self._weight
+        if kept is None or kept.dtype != weight.dtype or self._version != weight._version:
+            return False
+        if kept.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # nothing could be trained through it
+        return len(factors) == len(self._made_of) and all(map(torch.equal, factors, self._made_of))
 
     def adapters(self) -> list[str]:
         """Names of the LoRAs that are in use."""

@@ -137,6 +137,19 @@ def test_weights_are_rounded_anew_after_a_step(adapter: Any) -> None:
     assert torch.equal(after, again)
 
 
+def test_it_is_trained_on_after_it_was_only_read() -> None:
+    settings = config("Q4_0")
+    model = trained(tiny(700), settings)
+    qat.attach(model, settings)
+    with torch.inference_mode():
+        before = model.eval()(TOKENS).logits
+    loss = model.train()(TOKENS, labels=TOKENS).loss
+    loss.backward()
+    assert all(one.grad is not None for one in model.parameters() if one.requires_grad)
+    with torch.inference_mode():
+        assert torch.equal(model.eval()(TOKENS).logits, before)
+
+
 def test_detached_it_is_the_model_that_it_was(small_base: Path) -> None:
     settings = config("Q4_0")
     plain: Any = AutoModelForCausalLM.from_pretrained(small_base, dtype=torch.bfloat16)
