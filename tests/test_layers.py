@@ -24,6 +24,11 @@ HEAVY = {
     "streamlit",
     "openai",
     "langchain_core",
+    "peft",
+    "trl",
+    "datasets",
+    "matplotlib",
+    "bitsandbytes",
 }
 
 
@@ -68,7 +73,10 @@ def _loaded_by(code: str) -> set[str]:
             ("rag_app", "'eval', '--help'"),
             ("rag_app", "'calibrate', '--help'"),
             ("finetune", "'--help'"),
-            ("finetune", "'check', '--help'"),
+            *(
+                ("finetune", f"'{command}', '--help'")
+                for command in ("check", "dataset", "distill", "estimate", "evaluate", "prune", "train")
+            ),
         ]
     ],
 )
