@@ -299,7 +299,7 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,  # its name since transformers 5.23
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=config.logging_steps,
