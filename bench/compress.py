@@ -15,9 +15,9 @@ from typing import Any
 
 from bench.machine import machine
 from bench.training import examples
-from finetune import prune
+from finetune.compress import prune
+from finetune.compress.prune import Pruning
 from finetune.example import read_examples
-from finetune.prune import Pruning
 from index.console import progress_bars
 
 RESULTS = Path(__file__).parent / "results"

@@ -57,8 +57,8 @@ def measured(config: Config) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from finetune.train import train
-    from finetune.trainer import AnswerTrainer
+    from finetune.training.train import train
+    from finetune.training.trainer import AnswerTrainer
 
     began, seen = time.perf_counter(), dict[str, float]()
 

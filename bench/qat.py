@@ -40,12 +40,13 @@ def paragraphs(squad: Path) -> list[Example]:
 def trained(data: Path, folder: Path, kind: str | None, options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The plain model with what a run of training gave it, fp32, and the run's own report."""
     from finetune import methods
-    from finetune.train import train
+    from finetune.training.train import train
     from rag_app.engines import checkpoints
 
     values = {
         "adapter": options.adapter, "datasets": [{"path": str(data)}], "val_set_size": 0, "qat": kind,
-        "max_steps": options.steps, "gradient_accumulation_steps": 8, "on_bad_record": "skip", "sequence_len": WINDOW, "lora_r": options.rank,
+        "max_steps": options.steps, "gradient_accumulation_steps": 8, "on_bad_record": "skip", "sequence_len": WINDOW,
+        "lora_r": options.rank,
         "lora_alpha": 2 * options.rank, "output_dir": str(folder), "use_tensorboard": False,
         **({"learning_rate": options.rate} if options.rate else {}),
     }  # fmt: skip
@@ -75,7 +76,7 @@ def perplexity(file: Path, rows: Sequence[tuple[list[int], list[int]]]) -> float
 
 def measured(squad: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Perplexities by model and type, and how long each training took."""
-    from finetune import gguf
+    from finetune.compress import gguf
     from rag_app.engines import checkpoints
     from rag_app.engines.layout import Layout
 

@@ -63,9 +63,10 @@ def ours(file: Path, base: str, steps: int, share: bool) -> tuple[Any, Any, Any]
     import torch
     from trl import SFTConfig
 
-    from finetune import attention, methods
-    from finetune.rows import rows, tokens
-    from finetune.trainer import AnswerTrainer
+    from finetune import methods
+    from finetune.training import attention
+    from finetune.training.rows import rows, tokens
+    from finetune.training.trainer import AnswerTrainer
 
     accumulated = PER_STEP // SHARE if share else PER_STEP
     config = Config(share_prefixes=share, learning_rate=1e-3, gradient_accumulation_steps=accumulated)
@@ -129,8 +130,8 @@ def measured(name: str, file: Path, base: str, steps: int) -> dict[str, Any]:
     """One contender, in this process."""
     import torch
 
-    from finetune.forward import labelled, losses
-    from finetune.rows import collate, rows, tokens
+    from finetune.training.forward import labelled, losses
+    from finetune.training.rows import collate, rows, tokens
 
     made = ours if name.startswith("ours") else theirs
     trainer, model, layout = made(file, base, steps, name in ("ours", "TRL, as it comes"))

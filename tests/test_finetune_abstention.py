@@ -1,4 +1,4 @@
-"""finetune.abstention: the odds against direct computation, the threshold by looking at every one."""
+"""finetune.evaluation.abstention: the odds against direct computation, the threshold by looking at every one."""
 
 import random
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune.abstention import Weighed, threshold, weighed
+from finetune.evaluation.abstention import Weighed, threshold, weighed
+from finetune.evaluation.tasks import refused
 from finetune.example import Example
-from finetune.tasks import refused
 from rag_app.engines.layout import Layout
 from rag_app.prompt import NOT_FOUND
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune import checkpoints
+from finetune.training import checkpoints
 from tests.conftest import ROOT
 
 CHILD = """
 import os, sys
 from pathlib import Path
-from finetune import checkpoints
+from finetune.training import checkpoints
 
 def instant(event, arguments):
     # Every file that is opened, folder that is made or renamed is an instant to be killed at.

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from finetune import curves
+from finetune.training import curves
 from tests.conftest import ROOT
 
 HISTORY: list[dict[str, Any]] = [

@@ -12,10 +12,10 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from finetune.cli import main
 from finetune.commands import dataset as command
 from finetune.config import Data
-from finetune.dataset import Settings, assemble, drawn, read, unrepeated
+from finetune.data.dataset import Settings, assemble, drawn, read, unrepeated
+from finetune.data.report import Report
 from finetune.errors import RecordInvalid
 from finetune.example import Example, read_examples
-from finetune.report import Report
 from index import Index, build
 from index.errors import RagError
 from rag_app.evaluate import index_corpus

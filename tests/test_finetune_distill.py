@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune import methods
 from finetune.cli import main
 from finetune.commands.distill import _engine
+from finetune.compress.distill import Distillation
+from finetune.compress.student import StudentTrainer, divergence, prompts
+from finetune.compress.teach import objection, teach
 from finetune.config import checked
-from finetune.distill import Distillation
 from finetune.errors import DatasetEmpty
 from finetune.example import Example, read_examples, write_examples
-from finetune.forward import labelled
-from finetune.rows import IGNORED, collate, rows, tokens
-from finetune.student import StudentTrainer, divergence, prompts
-from finetune.teach import objection, teach
-from finetune.train import Steps, arguments
+from finetune.training.forward import labelled
+from finetune.training.rows import IGNORED, collate, rows, tokens
+from finetune.training.train import Steps, arguments
 from rag_app.engines.layout import Layout
 from rag_app.errors import ServerFailed
 from rag_app.models import locate

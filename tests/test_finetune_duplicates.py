@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finetune.duplicates import distinct, near_pairs, similarity, words
+from finetune.data.duplicates import distinct, near_pairs, similarity, words
+from finetune.data.report import Report
 from finetune.example import Example
-from finetune.report import Report
 
 PASSAGE = (
     "The okapi lives in the Ituri rainforest in the north east of the Congo. It eats leaves, buds, grasses, fruits and "

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from finetune import estimate as module
 from finetune.cli import main
 from finetune.config import METHODS, Config, checked
 from finetune.errors import ConfigInvalid, DoesNotFit
-from finetune.estimate import available, check, described, estimate, remedy
+from finetune.training import estimate as module
+from finetune.training.estimate import available, check, described, estimate, remedy
 from rag_app.errors import SettingInvalid
 from tests.conftest import ROOT
 
@@ -278,11 +278,12 @@ import json, os, sys
 from pathlib import Path
 import torch, transformers, peft, trl, accelerate, datasets
 torch.set_num_threads(1)
-from finetune import attention, machine, methods, nf4
+from finetune import methods
+from finetune.training import attention, machine, nf4
 from finetune.config import checked
-from finetune.rows import Row
-from finetune.train import Steps, arguments
-from finetune.trainer import AnswerTrainer, Method
+from finetune.training.rows import Row
+from finetune.training.train import Steps, arguments
+from finetune.training.trainer import AnswerTrainer, Method
 from rag_app.engines import checkpoints as models
 
 def steps(method, folder, out):

@@ -1,4 +1,4 @@
-"""finetune.evaluate, tasks and metrics against the libraries' own numbers and rag_app's scores."""
+"""finetune.evaluation.evaluate, tasks and metrics against the libraries' own numbers and rag_app's scores."""
 
 import random
 import time
@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from finetune import metrics
 from finetune.errors import DatasetEmpty
-from finetune.evaluate import sample, score
+from finetune.evaluation import metrics
+from finetune.evaluation.evaluate import sample, score
+from finetune.evaluation.tasks import refused
 from finetune.example import Example
-from finetune.tasks import refused
 from rag_app import scores
 from rag_app.prompt import NOT_FOUND, react_step
 

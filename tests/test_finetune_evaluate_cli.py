@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from finetune import served
 from finetune.cli import main
 from finetune.config import Data
-from finetune.dataset import read
+from finetune.data import served
+from finetune.data.dataset import read
+from finetune.data.report import Report
 from finetune.example import Example, write_examples
-from finetune.report import Report
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 from tests.conftest import ScriptedModel
 
@@ -32,8 +32,9 @@ def trained(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run leaves: an adapter that changes what the model writes."""
     import torch
 
-    from finetune import checkpoints, machine, methods
+    from finetune import methods
     from finetune.config import checked
+    from finetune.training import checkpoints, machine
     from rag_app.engines import checkpoints as models
 
     config = checked(

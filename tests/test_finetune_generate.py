@@ -1,4 +1,4 @@
-"""finetune.generate with the real model: batches answer as each prompt would be answered alone."""
+"""finetune.evaluation.generate with the real model: batches answer as each prompt would be answered alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune import generate
 from finetune.errors import RecordInvalid
+from finetune.evaluation import generate
 from finetune.example import Example
 from rag_app.engines.layout import Layout
 

@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune import gguf, vocabulary
+from finetune.compress import gguf, vocabulary
 from finetune.errors import ExportInvalid
 from rag_app.engines.native import Model
 from rag_app.models import locate

@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from finetune.config import checked, read_config
 from finetune.example import Example, write_examples
-from finetune.train import Steps, arguments, train
+from finetune.training.train import Steps, arguments, train
 
 LAUNCH = Path(__file__).parent.parent / "examples" / "launch"
 ANIMALS = (

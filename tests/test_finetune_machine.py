@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune.config import checked
-from finetune.machine import what_ran
+from finetune.training.machine import what_ran
 from rag_app import fingerprint as module
 from rag_app.engines.checkpoints import find
 from rag_app.fingerprint import fingerprint

@@ -12,8 +12,8 @@ from finetune import methods
 from finetune.config import METHODS, VIRTUAL, Config
 from finetune.errors import CheckpointInvalid, MethodInvalid
 from finetune.example import Example
-from finetune.optimizer import MasterWeights
-from finetune.rows import mask
+from finetune.training.optimizer import MasterWeights
+from finetune.training.rows import mask
 from rag_app.engines.layout import Layout
 
 STEPS = 5
@@ -210,7 +210,7 @@ def _away_from_zero(model: Any) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "llama-adapter", "adapter", "prompt-tuning", "prefix-tuning"])
 def test_every_attention_gives_the_same(method: str, small_base: Path) -> None:
-    from finetune import attention
+    from finetune.training import attention
 
     settings, made, found = config(method), batches(small_base, method), []
     for name in ("eager", "sdpa", attention.register()):

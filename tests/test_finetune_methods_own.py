@@ -10,7 +10,7 @@ import torch
 from finetune import methods
 from finetune.errors import MethodInvalid
 from finetune.methods import bottleneck, by_peft, delta_lora, relora
-from finetune.optimizer import MasterWeights
+from finetune.training.optimizer import MasterWeights
 from tests.test_finetune_methods import batches, config, fresh, logits, loss, tokenizer
 
 

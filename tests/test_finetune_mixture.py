@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
+from finetune.data.mixture import mixed
 from finetune.errors import ConfigInvalid
 from finetune.example import Example, Task
-from finetune.mixture import mixed
 
 
 def examples(**counts: int) -> list[Example]:

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from finetune import nf4
+from finetune.training import nf4
 from rag_app.engines import checkpoints
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.optimizer import MasterWeights
+from finetune.training.optimizer import MasterWeights
 
 make = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 

@@ -1,4 +1,4 @@
-"""finetune.perplexity against direct computation by the real (cut) model."""
+"""finetune.evaluation.perplexity against direct computation by the real (cut) model."""
 
 import math
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune import perplexity
 from finetune.errors import DatasetEmpty
+from finetune.evaluation import perplexity
 from finetune.example import Example
 from rag_app.engines.layout import Layout
 

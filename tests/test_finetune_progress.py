@@ -9,8 +9,8 @@ from itertools import count
 
 import pytest
 
-from finetune import machine
-from finetune.progress import Line
+from finetune.training import machine
+from finetune.training.progress import Line
 from tests.conftest import ROOT
 
 
@@ -76,7 +76,7 @@ def test_validation_is_always_a_line() -> None:
 
 def test_on_a_terminal_it_is_one_line_that_changes() -> None:
     code = (
-        "import sys\nfrom finetune.progress import Line\n"
+        "import sys\nfrom finetune.training.progress import Line\n"
         "line = Line(total=3)\n"
         "for step in (1, 2, 3):\n"
         "    line.log(step, {'loss': step / 4})\n    line.step(step, 10 * step)\n"

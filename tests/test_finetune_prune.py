@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune import checkpoints, depth, perplexity, sparse
 from finetune.cli import main
+from finetune.compress import depth, sparse
+from finetune.compress.student import divergence
 from finetune.errors import MethodInvalid
+from finetune.evaluation import perplexity
 from finetune.example import Example, write_examples
-from finetune.student import divergence
+from finetune.training import checkpoints
 from rag_app.engines.layout import Layout
 
 TEXTS = (
@@ -74,7 +76,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers never stop by themselves."""
-    monkeypatch.setattr("finetune.prune.MAX_TOKENS", 4)
+    monkeypatch.setattr("finetune.compress.prune.MAX_TOKENS", 4)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:

@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune import gguf, methods, qat
+from finetune import methods
+from finetune.compress import gguf, qat
 from finetune.config import Config, checked
 from finetune.errors import MethodInvalid
 from tests.test_finetune_gguf import bytewise, tiny

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune.answers import answer_in, answered, bare, sentences, verbatim
-from finetune.asked import Asked, asked_in, asked_of, distinct_ids, is_labelled, joined
+from finetune.data.answers import answer_in, answered, bare, sentences, verbatim
+from finetune.data.asked import Asked, asked_in, asked_of, distinct_ids, is_labelled, joined
+from finetune.data.found import Found, alike, depth, find
+from finetune.data.raft import MOST, Group, as_served, examples, shared, without_golden
 from finetune.errors import RecordInvalid
 from finetune.example import Example
-from finetune.found import Found, alike, depth, find
-from finetune.raft import MOST, Group, as_served, examples, shared, without_golden
 from index import Hit, Index
 from rag_app.bot import Bot
 from rag_app.evaluate import index_corpus

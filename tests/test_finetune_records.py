@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from finetune.config import Config, Data
+from finetune.data.formats.tools import FINISH
+from finetune.data.records import load_examples, read_records
+from finetune.data.report import Report
 from finetune.errors import ConfigInvalid, DatasetEmpty, RecordInvalid
 from finetune.example import Example, write_examples
-from finetune.formats.tools import FINISH
-from finetune.records import load_examples, read_records
-from finetune.report import Report
 from index import Hit
 from rag_app.answer import Answer
 from rag_app.chats import Chats, Turn
@@ -355,7 +355,7 @@ def test_what_is_wrong_with_a_conversation(file: Path, change: dict[str, Any], s
 
 
 def test_tools_are_told_in_the_words_that_they_are_served_with() -> None:
-    from finetune.formats.tools import described
+    from finetune.data.formats.tools import described
     from rag_app.tools import Notebook, as_tool, standard_tools
 
     def weather(city: str, days: int) -> str:
@@ -510,7 +510,7 @@ def test_a_compressed_file_is_read_and_a_damaged_one_told(tmp_path: Path) -> Non
 
 
 def test_a_line_too_long_to_hold_is_passed_over(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.formats.rows.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("finetune.data.formats.rows.LONGEST_LINE", 1 << 20)
     file.write_bytes(GOOD + b'"' + b"x" * (3 << 20) + b'"\n' + GOOD)
     report = Report()
     assert [e.origin for e in read_records(Data(path=str(file)), "skip", report)] == [f"{file}:1", f"{file}:3"]

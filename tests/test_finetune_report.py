@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from finetune.data.report import Report
 from finetune.example import Example
-from finetune.report import Report
 from rag_app.prompt import NOT_FOUND
 
 EXAMPLES = [

@@ -8,7 +8,7 @@ import pytest
 from finetune.config import Config
 from finetune.errors import RecordInvalid
 from finetune.example import Example
-from finetune.rows import IGNORED, Row, Tokens, collate, collate_padded, mask, rows, tokens
+from finetune.training.rows import IGNORED, Row, Tokens, collate, collate_padded, mask, rows, tokens
 from rag_app.engines.layout import Layout
 from rag_app.prompt import NOT_FOUND
 
@@ -45,7 +45,7 @@ def model(small_base: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from finetune import attention
+    from finetune.training import attention
 
     return AutoModelForCausalLM.from_pretrained(
         small_base, dtype=torch.float32, attn_implementation=attention.register()
@@ -107,7 +107,7 @@ def gradients(model: Any, parts: list[dict[str, Any]]) -> tuple[float, Any]:
     """Of the sum of all losses."""
     import torch
 
-    from finetune.forward import inputs
+    from finetune.training.forward import inputs
 
     model.zero_grad()
     total = 0.0
@@ -142,7 +142,7 @@ def test_shared_prefixes_have_the_gradients_of_separate_rows(
 def test_a_packed_row_is_blind_to_its_neighbours(layout: Layout, model: Any) -> None:
     import torch
 
-    from finetune.forward import inputs
+    from finetune.training.forward import inputs
 
     parts = made(layout, share_prefixes=False)
     one, other = (collate([part.as_dict() for part in pair]) for pair in (parts[:2], parts[2:0:-1]))

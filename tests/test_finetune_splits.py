@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from finetune.config import Data
+from finetune.data.records import read_records
+from finetune.data.splits import split
 from finetune.example import Example, Part
-from finetune.records import read_records
-from finetune.splits import split
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

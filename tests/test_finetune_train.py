@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from finetune import checkpoints
 from finetune.cli import main
 from finetune.example import Example, write_examples
+from finetune.training import checkpoints
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]

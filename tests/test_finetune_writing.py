@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune.answers import answer_in
-from finetune.roundtrip import Made, asked_of, make
-from finetune.writing import KINDS, Source, Written, fluent, written
+from finetune.data.answers import answer_in
+from finetune.data.roundtrip import Made, asked_of, make
+from finetune.data.writing import KINDS, Source, Written, fluent, written
 from index import Hit
 from rag_app.prompt import question_prompt, writing_prompt
 from rag_app.questions import Evidence

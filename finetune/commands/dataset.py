@@ -13,11 +13,11 @@ from rag_app import settings as tables
 from rag_app.commands import flags, output
 
 if TYPE_CHECKING:
-    from finetune.asked import Asked
     from finetune.config import Data
-    from finetune.dataset import Settings
+    from finetune.data.asked import Asked
+    from finetune.data.dataset import Settings
+    from finetune.data.roundtrip import Made
     from finetune.example import Example
-    from finetune.roundtrip import Made
     from index import Hit, Index
     from index.embedding import Progress
 
@@ -140,11 +140,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _make(options: argparse.Namespace, chosen: "tables.Settings", place: Path) -> tuple[dict[str, Any], list[str]]:
     """Writes the file; gives what there is to tell of it, for JSON and for people."""
-    from finetune.dataset import assemble, drawn, read, unrepeated
+    from finetune.data.dataset import assemble, drawn, read, unrepeated
+    from finetune.data.found import depth
+    from finetune.data.report import Report
+    from finetune.data.roundtrip import Made
     from finetune.errors import DatasetEmpty
-    from finetune.found import depth
-    from finetune.report import Report
-    from finetune.roundtrip import Made
 
     report, made = Report(), Made()
     asked, kept = drawn(*read(_files(options), options.on_bad_record, report), options.limit, options.chance)
@@ -176,7 +176,7 @@ def _files(options: argparse.Namespace) -> "list[Data]":
 
 
 def _settings(options: argparse.Namespace, k: int) -> "Settings":
-    from finetune.dataset import Settings
+    from finetune.data.dataset import Settings
 
     return Settings(
         k=k, form=options.answers, without_golden=options.without_golden, insert_golden=options.insert_golden,
@@ -213,9 +213,9 @@ def _written(
     options: argparse.Namespace, chosen: "tables.Settings", index: "Index", prefix: str, progress: "Progress"
 ) -> "tuple[Made, list[Asked]]":
     """Questions that patterns or a model write from the index's passages."""
-    from finetune.found import depth
-    from finetune.roundtrip import asked_of, make
-    from finetune.writing import Source
+    from finetune.data.found import depth
+    from finetune.data.roundtrip import asked_of, make
+    from finetune.data.writing import Source
     from index.maintain import passages
 
     rows = passages(index.directory)

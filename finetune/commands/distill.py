@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _white(options: argparse.Namespace) -> dict[str, Any] | None:
+    from finetune.compress.distill import Distillation, distill
     from finetune.config import read_config
-    from finetune.distill import Distillation, distill
     from finetune.errors import ConfigInvalid
 
     if not options.config:
@@ -86,9 +86,9 @@ def _white(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _black(options: argparse.Namespace) -> dict[str, Any] | None:
+    from finetune.compress.teach import teach
     from finetune.config import Config, Data
-    from finetune.records import load_examples
-    from finetune.teach import teach
+    from finetune.data.records import load_examples
     from rag_app import settings as tables
 
     if not (options.data and options.out):

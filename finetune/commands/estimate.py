@@ -9,7 +9,7 @@ from index.console import say
 
 if TYPE_CHECKING:
     from finetune.config import Config
-    from finetune.estimate import Estimate
+    from finetune.training.estimate import Estimate
 
 
 def add(commands: Any) -> None:
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     if not options.config and not options.model:
         options.fail("name a CONFIG.yaml, or a --model, or both")
     from finetune.config import read_config
-    from finetune.estimate import described, estimate
+    from finetune.training.estimate import described, estimate
 
     config = read_config(options.config, options.set)
     with console.progress_bars() as progress:
@@ -53,7 +53,7 @@ def _longest(config: "Config", measured: bool) -> tuple[int, int]:
     Without, a row is as long as may be, and a quarter of it is answers.
     """
     if config.datasets and measured:
-        from finetune.train import longest, prepare
+        from finetune.training.train import longest, prepare
 
         return longest(prepare(config).train)
     return config.sequence_len, config.sequence_len if config.train_on_inputs else -(-config.sequence_len // 4)
@@ -62,7 +62,7 @@ def _longest(config: "Config", measured: bool) -> tuple[int, int]:
 def _verdict(found: "Estimate", config: "Config") -> tuple[int | None, str]:
     """Bytes that are free, if the device is here, and whether the run fits."""
     from finetune.errors import DoesNotFit
-    from finetune.estimate import available, check, gigabytes
+    from finetune.training.estimate import available, check, gigabytes
     from rag_app.errors import SettingInvalid
 
     try:

@@ -14,7 +14,7 @@ from rag_app.commands import output
 from rag_app.commands.eval import place, positive
 
 if TYPE_CHECKING:
-    from finetune.evaluate import Scores
+    from finetune.evaluation.evaluate import Scores
     from finetune.example import Example
 
 BASE = "base"
@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """The command."""
-    from finetune.evaluate import score
+    from finetune.evaluation.evaluate import score
 
     if options.out:
         options.out = output.checked(options.out, options.force, filter(None, (options.data, options.corpus)))
@@ -93,7 +93,7 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
     """What is scored, and its base, each by its name and what loads it; refuses early what cannot be used."""
     from functools import partial
 
-    from finetune import adapters
+    from finetune.evaluation import adapters
     from rag_app.engines import checkpoints
 
     found: tuple[str, Load]
@@ -116,15 +116,15 @@ def _examples(options: argparse.Namespace) -> "list[Example]":
     from finetune.config import Data
 
     if not (options.index or options.corpus or _brings_paragraphs(options.data)):
-        from finetune.records import read_records
+        from finetune.data.records import read_records
 
         return list(read_records(Data(path=str(options.data))))  # also what is there twice: a set is scored as it is
     from functools import partial
 
-    from finetune import served
-    from finetune.asked import distinct_ids
-    from finetune.dataset import read
-    from finetune.report import Report
+    from finetune.data import served
+    from finetune.data.asked import distinct_ids
+    from finetune.data.dataset import read
+    from finetune.data.report import Report
     from index import Index
     from index.encoder import SentenceEncoder
 
@@ -146,7 +146,7 @@ def _brings_paragraphs(file: Path) -> bool:
 
 
 def _sampled(options: argparse.Namespace, examples: "Sequence[Example]") -> "list[Example]":
-    from finetune.evaluate import sample
+    from finetune.evaluation.evaluate import sample
 
     parts = {example.part for example in examples}
     options.part = options.part or next((part for part in ("test", "validation") if part in parts), None)
@@ -191,7 +191,7 @@ def _stream(
     before: int,
     times: int,
 ) -> Iterator[tuple[int, str]]:
-    from finetune import generate
+    from finetune.evaluation import generate
     from rag_app.engines import checkpoints
     from rag_app.engines.layout import Layout
 

@@ -9,7 +9,7 @@ from index.console import say
 from rag_app.commands import output
 
 if TYPE_CHECKING:
-    from finetune.prune import Pruning
+    from finetune.compress.prune import Pruning
 
 
 def add(commands: Any) -> None:
@@ -38,9 +38,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """The command."""
+    from finetune.compress.prune import free, prune
     from finetune.config import Config, Data
-    from finetune.prune import free, prune
-    from finetune.records import load_examples
+    from finetune.data.records import load_examples
 
     how = _how(options)
     out = free(Path(options.out), options.force, options.model)
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _how(options: argparse.Namespace) -> "Pruning":
     """What the flags say; contradictions are bad usage."""
+    from finetune.compress.prune import STRUCTURED, Method, Pruning
     from finetune.errors import ConfigInvalid
-    from finetune.prune import STRUCTURED, Method, Pruning
 
     method: Method = options.method or ("wanda" if options.layers is None else "layers")
     if options.layers is not None and method not in STRUCTURED:

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """The command."""
     from finetune.config import read_config
-    from finetune.train import train
+    from finetune.training.train import train
 
     settings = [*options.set, *(["resume_from_checkpoint=true"] if options.resume else [])]
     result = train(read_config(options.config, settings), options.config.stem, options.force)

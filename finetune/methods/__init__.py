@@ -118,7 +118,7 @@ def after_step(model: Any, config: Config, step: int, steps: int, optimizer: Any
         config: the run's.
         step: how many steps of the optimiser are done.
         steps: how many there will be.
-        optimizer: one of PyTorch's kind, or `finetune.optimizer.MasterWeights`.
+        optimizer: one of PyTorch's kind, or `finetune.training.optimizer.MasterWeights`.
     """
     from finetune.methods import by_peft, delta_lora, relora
 

@@ -1,0 +1,1 @@
+"""A model and examples in; answers and their scores out."""

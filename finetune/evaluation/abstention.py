@@ -1,0 +1,95 @@
+"""How much likelier a model finds it to abstain than to answer, and from which odds on it should. Trains nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.evaluation import generate
+from finetune.evaluation.perplexity import evaluating, log_probs
+from finetune.evaluation.tasks import refused
+from finetune.example import Example
+from rag_app.engines.layout import Layout
+from rag_app.prompt import NOT_FOUND
+from rag_app.scores import f1, ratio, refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A question, and the choice that a model has."""
+
+    example: Example
+    answer: str
+    """What it writes where it must not abstain."""
+    odds: float
+    """log p(NOT_FOUND) - log p(answer), with the tokens that end them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Odds above which it is best to abstain, and the scores that this gives.
+
+    Training with `abstention_weight` times exp(-odds) moves the model's own choice there, about: the weight of a class
+    in the loss is what its odds are multiplied with.
+    """
+
+    odds: float
+    f1_answerable: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def weighed(
+    model: Any,
+    layout: Layout,
+    examples: Sequence[Example],
+    *,
+    max_tokens: int = 48,
+    progress: generate.Progress | None = None,
+) -> list[Weighed]:
+    """Weighs each question's own answer against abstaining; arguments and errors as of `generate.answers`."""
+    answers = generate.answers(model, layout, examples, max_tokens=max_tokens, progress=progress)
+    places = [place for place, answer in enumerate(answers) if refused(answer)]
+    other = generate.answers(
+        model,
+        layout,
+        [examples[place] for place in places],
+        max_tokens=max_tokens,
+        begin_without=layout.answer(NOT_FOUND)[:1],
+    )
+    for place, answer in zip(places, other, strict=True):
+        answers[place] = answer
+    with evaluating(model):
+        return [
+            Weighed(example, answer, _odds(model, layout, example, answer))
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+
+
+def threshold(found: Sequence[Weighed], least: float = 0.5) -> Threshold:
+    """The odds that give the best F1 on answerable questions where abstaining has an F1 of `least` or more.
+
+    Where nothing reaches that: those that abstain best. To be asked of a validation part only.
+    """
+    right = [f1(one.answer, one.example.golds) for one in found]
+    cuts = [_cut(found, right, odds) for odds in sorted({one.odds for one in found} | {float("inf")})]
+    good = [cut for cut in cuts if cut.f1 >= least]
+    return max(good, key=lambda cut: cut.f1_answerable) if good else max(cuts, key=lambda cut: cut.f1)
+
+
+def _odds(model: Any, layout: Layout, example: Example, answer: str) -> float:
+    prompt = layout.prompt(example.messages())
+    abstaining, own = (float(log_probs(model, prompt, layout.answer(text)).sum()) for text in (NOT_FOUND, answer))
+    return abstaining - own
+
+
+def _cut(found: Sequence[Weighed], right: Sequence[float], odds: float) -> Threshold:
+    """The scores of abstaining from these odds on."""
+    abstains = [one.odds >= odds for one in found]
+    kept = [
+        0.0 if abstained else score
+        for one, score, abstained in zip(found, right, abstains, strict=True)
+        if one.example.answerable
+    ]
+    shares = refusal(abstains, [not one.example.answerable for one in found])
+    return Threshold(odds, ratio(kept), *(ratio(*shares[name]) for name in ("precision", "recall", "f1")))

@@ -1,0 +1,154 @@
+"""A model or an adapter by its name: what it stands on, whether it may be used, and both in memory. Trains nothing."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import CheckpointInvalid
+from finetune.training import checkpoints
+from rag_app.engines.outside import one_line
+from rag_app.errors import ModelNotFound
+from rag_app.prompt import PROMPT_VERSION
+
+if TYPE_CHECKING:
+    from finetune.config import Config
+    from rag_app.engines.checkpoints import Source
+
+RUN, SETTINGS = "run.json", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder that training wrote, ours or PEFT's."""
+
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    """What `run.json` says; nothing where PEFT alone wrote the folder."""
+
+
+def find(name: str) -> Adapter | None:
+    """The adapter in a folder, or in that of its run; None where the name is a model's.
+
+    Raises:
+        CheckpointInvalid: it is incomplete, or was trained with other prompts.
+    """
+    place = Path(name).expanduser()
+    folder = next((one for one in (place, place / "adapter") if _is_adapter(one)), None)
+    if folder is None:
+        return None
+    if (folder / checkpoints.COMPLETE).exists() and (lack := checkpoints.whole(folder)):
+        raise CheckpointInvalid(f"the adapter '{folder}' is not whole: {lack}. Take another, or train again")
+    adapter = Adapter(folder, _run(folder))
+    version = adapter.run.get("prompt_version", PROMPT_VERSION)
+    if version != PROMPT_VERSION:
+        raise CheckpointInvalid(
+            f"the adapter '{folder}' was trained with prompts of version {version}, and these are of version "
+            f"{PROMPT_VERSION}: train it again"
+        )
+    return adapter
+
+
+def base_of(adapter: Adapter, given: str | None = None) -> "Source":
+    """The model that an adapter stands on.
+
+    Args:
+        adapter: from `find`.
+        given: its name, if a person gave one; by default what the adapter says.
+
+    Raises:
+        CheckpointInvalid: it is not here, or has other weights than the one that the adapter was trained on.
+        ModelNotFound, ModelInvalid: there is no model of the given name.
+    """
+    from rag_app.engines import checkpoints as models
+
+    recorded = _recorded(adapter)
+    try:
+        source = models.find(given or recorded)
+    except ModelNotFound as error:
+        if given:
+            raise
+        raise CheckpointInvalid(
+            f"the adapter '{adapter.folder}' was trained on '{recorded}', which is not here: give it with --base"
+        ) from error
+    with suppress(FileNotFoundError):  # of the Hub, and not here yet
+        _check(adapter, source)
+    return source
+
+
+def load(adapter: Adapter, base: "Source") -> tuple[Any, Any]:
+    """The base with the adapter on it, as they were trained together, and the tokenizer.
+
+    Raises:
+        CheckpointInvalid: the adapter is damaged, or of another base.
+    """
+    from finetune import methods
+    from finetune.config import checked
+
+    config = checked(adapter.run.get("config") or {}, str(adapter.folder / RUN))
+    model, tokenizer = based(config, base)
+    _check(adapter, base)
+    return methods.load(model, adapter.folder).eval(), tokenizer
+
+
+def based(config: "Config", base: "Source") -> tuple[Any, Any]:
+    """A base model with the weights that a run trains on, and the tokenizer."""
+    from finetune.training import nf4
+    from rag_app.engines import checkpoints as models
+
+    packed = config.four_bit and config.nf4_storage != "rounded" and models.chosen_device("auto").type == "cuda"
+    model, tokenizer = models.load(base, "nf4" if packed else "auto", "auto", double=packed)
+    if config.four_bit and not packed:
+        nf4.rounded_(model)
+    return model, tokenizer
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / RUN).is_file() or (folder / SETTINGS).is_file()
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    if not (folder / RUN).is_file():
+        return {}
+    run = _json(folder / RUN)
+    base = run.get("base_model")
+    if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), str):
+        raise CheckpointInvalid(f"'{folder / RUN}' names no base model: it is damaged. Take another, or train again")
+    return run
+
+
+def _recorded(adapter: Adapter) -> str | None:
+    """What an adapter says of its base's place; None stands for the bundled model."""
+    if adapter.run:
+        name = adapter.run.get("config", {}).get("base_model")
+    else:
+        name = _json(adapter.folder / SETTINGS).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
+def _check(adapter: Adapter, source: "Source") -> None:
+    from rag_app.engines import checkpoints as models
+    from rag_app.fingerprint import fingerprint
+
+    trained_on = adapter.run.get("base_model")
+    if not trained_on or fingerprint(source) == trained_on["fingerprint"]:
+        return
+    if source.gguf and fingerprint(models.settled(source)) == trained_on["fingerprint"]:  # the folder made of it
+        return
+    raise CheckpointInvalid(
+        f"the adapter '{adapter.folder}' was trained on '{trained_on.get('name')}' ({trained_on['fingerprint']}), and "
+        f"'{source.name}' has other weights: give the adapter's own base with --base"
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointInvalid(
+            f"'{file}' cannot be read ({one_line(error, 100)}): take another adapter, or train again"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointInvalid(f"'{file}' holds no settings: take another adapter, or train again")
+    return found

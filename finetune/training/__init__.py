@@ -1,0 +1,1 @@
+"""A configuration and examples in; an adapter out."""
