@@ -46,9 +46,7 @@ def attention(
     import torch
 
     length, before = query.shape[2], key.shape[2] - query.shape[2]
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     keys = key.transpose(-1, -2)
     if attention_mask is None:
@@ -63,3 +61,12 @@ def attention(
         weights = torch.nn.functional.dropout(weights, dropout, module.training)
         parts.append(weights @ value[:, :, : before + end])
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _repeated(keys: Any, heads: int) -> Any:
+    """Each group's keys for each of its heads; what `repeat_interleave` does, whose gradient takes one core alone."""
+    rows, groups, length, width = keys.shape
+    if groups == heads:
+        return keys
+    wide = keys[:, :, None].expand(rows, groups, heads // groups, length, width)
+    return wide.reshape(rows, heads, length, width)
