@@ -65,7 +65,7 @@ def test_it_takes_the_place_of_the_page_before(tmp_path: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path) -> None:
-    code = "import pathlib, sys\nfrom finetune import curves\n"
+    code = "import pathlib, sys\nfrom finetune.training import curves\n"
     code += "curves.write([dict(step=1, loss=2)], pathlib.Path(sys.argv[1]))"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG", "MPL"))}
     env |= {"HOME": "/proc/nobody", "DISPLAY": ":77"}
