@@ -4,6 +4,7 @@ A dataset file is JSON Lines; every line is an `Example` as `as_dict` gives it. 
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -94,6 +95,8 @@ def write_examples(examples: Iterable[Example], file: Path) -> int:
             for example in examples:
                 stream.write(json.dumps(example.as_dict(), ensure_ascii=False) + "\n")
                 written += 1
+            stream.flush()
+            os.fsync(stream.fileno())
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from finetune.cli import main
 from finetune.example import Example, write_examples
 from finetune.training import checkpoints
+from rag_app.decoding import Decoding
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]
@@ -108,6 +110,16 @@ def test_a_run_leaves_an_adapter_and_all_that_made_it(said: Said, tmp_path: Path
         plain = base(ids).logits
         tuned = methods.load(base, out / "adapter")(ids).logits
     assert (plain - tuned).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_model_trained_whole_is_one_to_serve(said: Said, tmp_path: Path) -> None:
+    from rag_app.engines.huggingface import TransformersChat
+
+    code, result, _ = said("adapter=full", "max_steps=1", "eval_samples=0", "learning_rate=1e-5")
+    assert code == 0
+    with closing(TransformersChat(path=result["adapter"], decoding=Decoding(max_tokens=4))) as model:
+        assert model.invoke("Which colour has the gate of the mill 0?").content
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from rag_app.errors import ModelNotFound
 from rag_app.prompt import PROMPT_VERSION
 
 if TYPE_CHECKING:
-    from finetune.config import Config
     from rag_app.engines.checkpoints import Source
 
 RUN, SETTINGS = "run.json", "adapter_config.json"
@@ -85,23 +84,12 @@ def load(adapter: Adapter, base: "Source") -> tuple[Any, Any]:
     """
     from finetune import methods
     from finetune.config import checked
+    from finetune.training import base as weights
 
     config = checked(adapter.run.get("config") or {}, str(adapter.folder / RUN))
-    model, tokenizer = based(config, base)
+    model, tokenizer = weights.load(config.model_copy(update={"nf4_storage": "auto"}), base, "auto")
     _check(adapter, base)
     return methods.load(model, adapter.folder).eval(), tokenizer
-
-
-def based(config: "Config", base: "Source") -> tuple[Any, Any]:
-    """A base model with the weights that a run trains on, and the tokenizer."""
-    from finetune.training import nf4
-    from rag_app.engines import checkpoints as models
-
-    packed = config.four_bit and config.nf4_storage != "rounded" and models.chosen_device("auto").type == "cuda"
-    model, tokenizer = models.load(base, "nf4" if packed else "auto", "auto", double=packed)
-    if config.four_bit and not packed:
-        nf4.rounded_(model)
-    return model, tokenizer
 
 
 def _is_adapter(folder: Path) -> bool:

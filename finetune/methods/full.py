@@ -1,4 +1,4 @@
-"""Every weight is trained, and the model kept as Transformers keeps it, without its tokenizer."""
+"""Every weight is trained, and the model kept as Transformers keeps it; a finished run adds the tokenizer."""
 
 from collections.abc import Mapping
 from pathlib import Path

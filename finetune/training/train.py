@@ -203,6 +203,8 @@ def _keep(trainer: Any, best: Path | None, out: Path, result: Mapping[str, Any])
         for path in source.iterdir():
             if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
                 shutil.copy2(path, part / path.name)
+        if trainer.config.adapter == "full":
+            trainer.processing_class.save_pretrained(part)  # with which the folder is a model to serve
         (part / RUN).write_text(json.dumps(result, indent=1, default=str), "utf-8")
 
 
@@ -239,25 +241,16 @@ class Steps:
 
 
 def _model(config: Config, prepared: Prepared, resumed: Path | None, steps: int) -> tuple[Any, Any]:
-    import torch
     from transformers import set_seed
 
     from finetune import methods
-    from finetune.training import attention, nf4
-    from rag_app.engines import checkpoints as models
+    from finetune.training import attention, base
 
     set_seed(config.seed)
-    device = _device(config)
-    on_gpu = models.chosen_device(device).type == "cuda"
-    packed = config.four_bit and (config.nf4_storage == "packed" or (config.nf4_storage == "auto" and on_gpu))
-    model, tokenizer = models.load(prepared.source, "nf4" if packed else "auto", device, double=packed)
-    if config.bf16 != "auto" and not packed:
-        model = model.to(torch.bfloat16 if config.bf16 else torch.float32)
-    if config.four_bit and not packed:
-        nf4.rounded_(model)
+    model, tokenizer = base.load(config, prepared.source, _device(config))
     if config.flash_attention:
         model.set_attn_implementation("flash_attention_2")
-    elif not on_gpu:
+    elif model.device.type != "cuda":
         model.set_attn_implementation(attention.register())
     if resumed:
         model = methods.load(model, resumed, trainable=True)
