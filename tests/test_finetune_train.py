@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from finetune.cli import main
+from finetune.config import read_config
 from finetune.example import Example, write_examples
 from finetune.training import checkpoints
+from finetune.training.train import prepare
 from rag_app.decoding import Decoding
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 
@@ -220,6 +222,14 @@ def test_a_record_too_long_is_named(said: Said, data: Path) -> None:
     write_examples([*lessons(3), long], data)
     code, result, err = said()
     assert code == 1 and ", more than sequence_len 2,048: shorten it" in result["error"] and err.count("\n") == 1
+
+
+def test_a_record_too_long_to_validate_on_is_left_out_before_it_could_end_the_run(data: Path, config: Path) -> None:
+    long = Example("long", "question_answering", "Why?", "Because.", ("word " * 100_000,), origin="far")
+    write_examples([*lessons(3), validation(long), *map(validation, lessons(5)[8:])], data)
+    prepared = prepare(read_config(config, ["on_bad_record=skip"]))
+    assert {one.part for one in prepared.validation} == {"validation"} and len(prepared.validation) == 2
+    assert [reason.endswith("more than sequence_len 2,048") for _, reason in prepared.report.dropped] == [True]
 
 
 def test_models_that_are_none(said: Said, tmp_path: Path, small_base: Path) -> None:

@@ -91,13 +91,22 @@ def stream(
         progress("answering", done, len(examples))
 
 
+def fits(model: Any, prompt: Sequence[int], max_tokens: int) -> bool:
+    """Whether the model's window holds a prompt and an answer of so many tokens."""
+    return len(prompt) + max_tokens <= _window(model)
+
+
+def _window(model: Any) -> float:
+    """Most tokens that the model was made for; infinite where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+
 def _check(model: Any, examples: Sequence[Example], prompts: Sequence[list[int]], max_tokens: int) -> None:
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for example, prompt in zip(examples, prompts, strict=True):
-        if window and len(prompt) + max_tokens > window:
+        if not fits(model, prompt, max_tokens):
             raise RecordInvalid(
                 f"{example.origin or example.id}: the prompt has {len(prompt):,} tokens, which leaves no room for an "
-                f"answer of {max_tokens:,} in the model's window of {window:,}: shorten its passages"
+                f"answer of {max_tokens:,} in the model's window of {_window(model):,}: shorten its passages"
             )
 
 

@@ -31,6 +31,8 @@ from index.paths import home
 
 ADAPTER = "adapter"
 RUN = "run.json"
+ANSWER = 96
+"""Most tokens of an answer while training."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def prepare(config: Config) -> Prepared:
     training = mixed(training, config.mixture, config.seed, 0)
     skipped: list[tuple[str, str]] = []
     made = rows(tokens(training, layout, config, skipped), config)
+    validation = [one for one in validation if tokens([one], layout, config, skipped)]
     report.dropped += skipped
     if not made:
         raise DatasetEmpty("every example is longer than sequence_len: raise it, or shorten them")
@@ -353,16 +356,16 @@ class _Watched:
         import torch
 
         from finetune.evaluation.evaluate import score
-        from finetune.evaluation.generate import answers
+        from finetune.evaluation.generate import answers, fits
 
         was, _ = model.training, model.eval()
         try:
             with torch.no_grad():
                 found = {"loss": self._loss(model)}
-                if not self.config.eval_samples:
+                asked = [one for one in self.examples if fits(model, self.layout.prompt(one.messages()), ANSWER)]
+                if not self.config.eval_samples or not asked:
                     return {**found, "score": -found["loss"]}
-                written = answers(model, self.layout, self.examples, max_tokens=96)
-                scores = score(self.examples, written)
+                scores = score(asked, answers(model, self.layout, asked, max_tokens=ANSWER))
         finally:
             model.train(was)
         return {**found, "score": scores.score, **scores.flat()}
