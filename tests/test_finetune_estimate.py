@@ -93,6 +93,12 @@ def test_every_method_is_counted(method: str) -> None:
     assert sum(found.parts().values()) >= found.total > found.weights
 
 
+def test_delta_lora_holds_the_weights_that_move_twice() -> None:
+    settings = {"lora_target_modules": ["q_proj"]}  # 256 x 256, in two layers
+    plain, twice = (estimate(config(adapter=method, **settings), SMALL, 32, 8) for method in ("lora", "delta-lora"))
+    assert twice.weights - plain.weights == 2 * 2 * 256 * 256
+
+
 def test_checkpointing_and_shorter_rows_lower_the_activations_and_fewer_labels_the_logits() -> None:
     def of(row: int, labels: int, **settings: Any) -> module.Estimate:
         return estimate(config(**settings), SMALL, row, labels)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from finetune import methods
 from finetune.config import VIRTUAL, Config
 from finetune.errors import ConfigInvalid
+from finetune.methods import by_peft
 from finetune.training import attention, forward, nf4
 from rag_app.engines.outside import one_line
 
@@ -90,7 +91,7 @@ def rehearse(
         base=_bytes(base),
         packable=sum(packable),
         widest=max(packable, default=0),
-        added=_bytes([one for one in model.parameters() if id(one) not in held]),
+        added=_bytes([one for one in model.parameters() if id(one) not in held]) + _held_twice(model, config),
         gradients=_bytes(trained),
         copies=sum(4 * one.numel() for one in trained if one.element_size() == 2),
         largest=max((4 * one.numel() for one in trained), default=0),
@@ -98,6 +99,13 @@ def rehearse(
         logits=logits,
         by_formula=formula,
     )
+
+
+def _held_twice(model: Any, config: Config) -> int:
+    """Delta-LoRA's weights as they were, which it computes the moving ones from."""
+    if config.adapter != "delta-lora":
+        return 0
+    return _bytes([layer.get_base_layer().weight for _, layer in by_peft.layers(model)])
 
 
 def _bytes(tensors: list[Any]) -> int:
