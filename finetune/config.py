@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.errors import ConfigInvalid
 from finetune.example import Task
@@ -23,10 +23,29 @@ RANKED = frozenset({"lora", "qlora", "dora", "rslora", "lora+", "lora-fa", "vera
 """Methods with `lora_r`, whose adapters stand beside linear layers and can be merged into them."""
 VIRTUAL = frozenset({"prompt-tuning", "prefix-tuning", "p-tuning"})
 """Methods with virtual tokens before the prompt: their examples share no prefix and no row."""
+ALSO = {
+    "lr": "learning_rate", "epochs": "num_epochs", "num_train_epochs": "num_epochs", "model": "base_model",
+    "model_name_or_path": "base_model", "method": "adapter", "rank": "lora_r", "r": "lora_r", "alpha": "lora_alpha",
+    "batch_size": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size", "cutoff_len": "sequence_len",
+    "max_length": "sequence_len", "max_seq_length": "sequence_len", "packing": "sample_packing",
+    "finetuning_type": "adapter", "dataset": "datasets",
+}  # fmt: skip
+"""What other programs, LLaMA-Factory, TRL and PEFT among them, call keys of ours."""
 Format = Literal["auto", "examples", "squad", "dolly", "alpaca", "chat", "csv", "feedback", "mixed", "gsm8k"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+"""Of what a method adds; beyond any model's own."""
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _written(text: str) -> str:
+    if "\0" in text or (not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text)):
+        raise ValueError("there is a character in it that no name has")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_written)]
 
 
 class _Part(BaseModel):
@@ -36,7 +55,7 @@ class _Part(BaseModel):
 class Data(_Part):
     """One file of examples."""
 
-    path: str
+    path: Name
     """The file; relative to the YAML file that names it."""
     type: Format = "auto"
     """What its lines are; auto looks at the first ones."""
@@ -52,11 +71,11 @@ class Data(_Part):
 class Config(_Part):
     """A run of training. Every key may stand in the YAML file or be set by `--set key=value`."""
 
-    base_model: str | None = None
+    base_model: Name | None = None
     """A folder, a Hub id or a GGUF file; by default $RAG_MODEL or the bundled model."""
     adapter: Method = "lora"
     """The method; `full` trains every weight."""
-    output_dir: str | None = None
+    output_dir: Name | None = None
     """Where the adapter and its checkpoints go; by default `runs/NAME-OF-THE-FILE` under the home."""
 
     datasets: tuple[Data, ...] = ()
@@ -65,12 +84,12 @@ class Config(_Part):
     """Files to validate on while training. Without any, the `validation` part of `datasets`, else `val_set_size`."""
     val_set_size: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the documents that is held out, where nothing else is there to validate on; 0 holds out none."""
-    mixture: dict[Task, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    mixture: dict[Task, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Weight of each task in an epoch: shares of examples drawn, by default as many as there are. A task that is not
     named while others are is left out."""
     on_bad_record: Literal["stop", "skip"] = "stop"
     """What a record does that cannot be used: stop the run with one line, or be counted in the report."""
-    sequence_len: Positive = 2048
+    sequence_len: Annotated[int, Field(ge=1, le=2**24)] = 2048
     """Most tokens of an example, and of a row where rows are packed; a longer example is a bad record."""
     sample_packing: bool = False
     """Rows of several examples, each blind to the others, up to `sequence_len`."""
@@ -89,14 +108,14 @@ class Config(_Part):
     auto: packed on a GPU, rounded on a CPU."""
     bf16: bool | Literal["auto"] = "auto"
     """16-bit weights and activations; auto where the processor is fast at them."""
-    device: str = "auto"
+    device: Name = "auto"
     """As PyTorch names it; auto takes a GPU where there is one."""
     flash_attention: bool = False
     """FlashAttention 2; needs a GPU and its package, and rows that share no prefix."""
     gradient_checkpointing: bool = False
     """Less memory for activations, a third more time."""
 
-    lora_r: Positive = 16
+    lora_r: Width = 16
     """Rank."""
     lora_alpha: Rate = 32
     """The update is scaled by alpha/r; by alpha/sqrt(r) with rslora."""
@@ -104,17 +123,17 @@ class Config(_Part):
     """Of LoRA's input."""
     lora_target_linear: bool = True
     """All linear layers but the head."""
-    lora_target_modules: tuple[str, ...] | None = None
+    lora_target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of layers instead, such as q_proj."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 16.0
     """lora+: the learning rate of B over that of A."""
     relora_steps: Positive | None = None
     """relora: optimiser steps between two merges; by default a quarter of the run."""
-    num_virtual_tokens: Positive = 20
+    num_virtual_tokens: Width = 20
     """prompt-tuning, prefix-tuning, p-tuning, llama-adapter."""
     adapter_layers: Positive | None = None
     """llama-adapter: how many of the last layers get a prompt; by default all but two."""
-    bottleneck_size: Positive = 64
+    bottleneck_size: Width = 64
     """adapter: width of the bottleneck."""
     qat: Literal["Q4_0", "Q8_0"] | None = None
     """Train with the weights rounded on the grid of this GGUF type."""
@@ -147,11 +166,11 @@ class Config(_Part):
     """Gradients are scaled down to this norm."""
     group_by_length: bool = False
     """Rows of like length together, where rows are padded."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of all that is drawn."""
 
-    logging_steps: Positive = 10
-    """Steps between two entries of the history."""
+    logging_steps: Positive | None = None
+    """Steps between two entries of the history; by default 10, or a tenth of a run that is shorter than 100."""
     saves_per_epoch: Positive | None = None
     """Checkpoints an epoch, instead of `save_steps`."""
     save_steps: Positive | None = None
@@ -168,7 +187,7 @@ class Config(_Part):
     """Picks the best checkpoint: score (the mean of each task's own metric), loss, or a metric by its name."""
     early_stopping_patience: Positive | None = None
     """Evaluations without a better one before the run ends."""
-    resume_from_checkpoint: bool | str = False
+    resume_from_checkpoint: bool | Name = False
     """true: from the last whole checkpoint, if there is one; or a folder."""
     use_tensorboard: bool = True
     """Writes TensorBoard's files into the run's folder."""
@@ -180,7 +199,7 @@ class Config(_Part):
     """Under accelerate: shards the model over the processes."""
     fsdp_config: dict[str, Any] = Field(default_factory=dict)
     """More of it, as Transformers names it."""
-    deepspeed: str | None = None
+    deepspeed: Name | None = None
     """Under accelerate: a DeepSpeed configuration; relative to the YAML file that names it."""
 
     @property
@@ -258,18 +277,41 @@ def checked(values: Mapping[str, Any], where: str) -> Config:
         raise ConfigInvalid(f"{where}: {_said(error)}") from error
 
 
-def _loaded(file: Path) -> dict[str, Any]:
+def _yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        ValueError: it is none, a key stands in it twice, or a value is not what its kind asks for.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Of a key that stands there twice, YAML takes the last; a person may have meant the first."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [str(key.value) for key, _ in node.value]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise ValueError(f"the key {twice} stands there twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+
+
+def _loaded(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigInvalid(f"'{file}' cannot be read ({why}): name a YAML file") from error
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigInvalid(f"'{file}' is no YAML: {' '.join(str(error).split())}") from error
+        values = _yaml(text)
+    except ValueError as error:
+        raise ConfigInvalid(f"'{file}' is no YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigInvalid(f"'{file}' holds no settings: write 'key: value' lines, such as adapter: lora")
     return {key: value for key, value in values.items() if value is not None}  # Axolotl's files leave keys empty
@@ -290,16 +332,14 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _set(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key.strip():
             raise ConfigInvalid(f"--set {setting}: write key=value, such as learning_rate=1e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigInvalid(f"--set {setting}: the value is no YAML: {' '.join(str(error).split())}") from error
+            value = _yaml(text)
+        except ValueError as error:
+            raise ConfigInvalid(f"--set {setting[:100]}: the value is no YAML: {error}") from error
         *parts, last = key.strip().split(".")
         place = values
         for part in parts:
@@ -325,7 +365,7 @@ def _said(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = list(Data.model_fields if path[0] in ("datasets", "test_datasets") else Config.model_fields)
-        near = difflib.get_close_matches(path[-1], known, 1, 0.5)
+        near = [ALSO[path[-1]]] if path[-1] in ALSO else difflib.get_close_matches(path[-1], known, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else "see docs/finetune.md for all keys"
         return f"unknown key '{'.'.join(path)}': {hint}"
     message = first["msg"].removeprefix("Value error, ")

@@ -169,7 +169,7 @@ def _checked(example: Example, place: str) -> Example:
         raise RecordInvalid(f"{place}: 'answerable' is {example.answerable!r}: write true or false")
     if golden is not None and (type(golden) is not int or not 0 <= golden < len(example.passages)):
         raise RecordInvalid(f"{place}: 'golden' is {golden!r}, with {len(example.passages)} passages: count from 0")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
         raise RecordInvalid(f"{place}: 'weight' is {weight!r}: write a number above 0")
     return example
 

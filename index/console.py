@@ -101,8 +101,9 @@ def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
         return _failed(root.prog, str(error), 1, as_json)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        return _failed(root.prog, "interrupted; nothing is lost, run it again to go on", 130, as_json)
+    except KeyboardInterrupt as error:  # a command may say itself how to go on
+        message = str(error) or "interrupted; nothing is lost, run it again to go on"
+        return _failed(root.prog, message, 130, as_json)
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
         return _failed(root.prog, f"{error.strerror or error}{where}: make room or check the permissions", 1, as_json)

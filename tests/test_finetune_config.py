@@ -103,6 +103,13 @@ def test_settings_are_over_the_file_and_are_yaml(tmp_path: Path) -> None:
         ({"fsdp": ["full_shard"], "deepspeed": "zero2.json"}, "give one of them"),
         ({"nf4_storage": "packed"}, "nf4_storage needs load_in_4bit"),
         ({"relora_steps": 5}, "relora_steps needs adapter: relora"),
+        ({"seed": -1}, "'seed': input should be greater than or equal to 0"),
+        ({"num_epochs": float("inf")}, "'num_epochs': input should be a finite number"),
+        ({"mixture": {"summarization": float("inf")}}, "'mixture.summarization': input should be a finite number"),
+        ({"lora_r": 10**8}, "'lora_r': input should be less than or equal to 65536"),
+        ({"lora_target_modules": []}, "'lora_target_modules': tuple should have at least 1 item"),
+        ({"datasets": [{"path": "a\0b"}]}, "'datasets.0.path': there is a character in it that no name has"),
+        ({"base_model": "a\ud800b"}, "'base_model': there is a character in it that no name has"),
     ],
 )
 def test_mistakes_are_one_line(values: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -121,6 +128,11 @@ def test_mistakes_are_one_line(values: dict[str, Any], message: str, tmp_path: P
         ("adapter: [lora\n", "is no YAML"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
         ("[" * 3000, "is no YAML"),
+        ("seed: 1\nlora_r: 4\nseed: 2\n", "is no YAML: the key seed stands there twice"),
+        ("seed: 2020-13-45", "is no YAML: month must be"),
+        ("seed: !!int foo", "is no YAML"),
+        ('seed: !!float ""', "is no YAML"),
+        ("seed: " + "9" * 5000, "is no YAML"),
     ],
 )
 def test_files_that_are_no_configuration(text: str, message: str, tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_config(tmp_path / "latin.yaml")
 
 
-@pytest.mark.parametrize("setting", ["adapter", "=lora", "adapter=[", " =1"])
+@pytest.mark.parametrize("setting", ["adapter", "=lora", "adapter=[", " =1", "seed=2020-13-45", "a=" + "[" * 3000])
 def test_settings_that_are_none(setting: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"--set"):
         read_config(wrote(tmp_path, "adapter: lora\n"), [setting])

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune import methods
 from finetune.cli import main
 from finetune.commands.distill import _engine
+from finetune.compress import gguf
 from finetune.compress.distill import Distillation
 from finetune.compress.student import StudentTrainer, divergence, prompts
 from finetune.compress.teach import objection, teach
@@ -147,6 +148,10 @@ def test_a_student_comes_nearer_to_a_bigger_model(
 def test_an_adapter_teaches_on_what_the_student_writes(
     config: Path, small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Both stand on a GGUF file, which is made a folder of for training."""
+    file = tmp_path / "base.gguf"
+    gguf.write(model_of(small_base), AutoTokenizer.from_pretrained(small_base), file, "f32")
+    config.write_text(config.read_text().replace(str(small_base), str(file)))
     assert main(["train", str(config), "--set", f"output_dir={tmp_path}/teacher"]) == 0
     capsys.readouterr()
     flags = ("--teacher", tmp_path / "teacher", "--on-policy", 1, "--max-tokens", 4, "--beta", 0.5)

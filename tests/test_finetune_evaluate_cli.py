@@ -164,6 +164,7 @@ def scrawled(folder: Path) -> None:
         (changed(prompt_version=1), "was trained with prompts of version 1, and these are of version"),
         (changed(base_model={"name": "other", "fingerprint": "0" * 16}), "was trained on 'other' (0000000000000000)"),
         (changed(base_model=3), "names no base model"),
+        (changed(config=None), "names no base model or settings"),
         (cut, "is not whole: adapter_model.safetensors is"),
         (scrawled, "run.json' cannot be read"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from finetune.cli import main
 from finetune.config import read_config
 from finetune.example import Example, write_examples
-from finetune.training import checkpoints
+from finetune.training import checkpoints, folder
 from finetune.training.train import prepare
 from rag_app.decoding import Decoding
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
@@ -190,6 +190,110 @@ def test_a_finished_run_is_not_overwritten(said: Said, tmp_path: Path) -> None:
     code, result, _ = said()
     assert code == 1 and "holds a finished run: give --force" in result["error"]
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "adapter"]
+
+
+@pytest.fixture(scope="module")
+def cut_short(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps that ended between its last checkpoint and its adapter."""
+    folder = tmp_path_factory.mktemp("cut")
+    write_examples(lessons(6), folder / "data.jsonl")
+    settings = {
+        "base_model": str(small_base), "datasets": [{"path": "data.jsonl"}], "output_dir": str(folder / "out"),
+        "max_steps": 4, "save_steps": 2, "logging_steps": 1, "val_set_size": 0, "use_tensorboard": False, "lora_r": 4,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(json.dumps(settings), "utf-8")
+    assert main(["train", str(folder / "run.yaml")]) == 0
+    shutil.rmtree(folder / "out" / "adapter")
+    return folder
+
+
+@pytest.fixture
+def again(cut_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs `train` in a copy of that folder; gives the exit code and the last line on stderr."""
+    shutil.copytree(cut_short / "out", tmp_path / "out")
+
+    def run(*settings: str, flags: tuple[str, ...] = ()) -> tuple[int, str]:
+        sets = [part for one in (f"output_dir={tmp_path / 'out'}", *settings) for part in ("--set", one)]
+        code = main(["train", str(cut_short / "run.yaml"), *sets, *flags])
+        return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+    return run
+
+
+Again = Callable[..., tuple[int, str]]
+
+
+def test_checkpoints_of_a_run_that_was_cut_short_are_not_overwritten(again: Again, tmp_path: Path) -> None:
+    code, said = again()
+    assert code == 1 and "a run that was cut short: --resume goes on from them, --force begins anew" in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("check*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_force_begins_anew(again: Again, tmp_path: Path) -> None:
+    code, _ = again("max_steps=1", flags=("--force",))
+    assert code == 0
+    assert [path.name for path in (tmp_path / "out").glob("check*")] == ["checkpoint-1"]
+    assert json.loads((tmp_path / "out" / "adapter" / "run.json").read_text())["steps"] == 1
+
+
+def test_a_run_that_lacks_nothing_but_its_adapter_gets_it(again: Again, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert again(flags=("--resume",))[0] == 0
+    ran = json.loads((out / "adapter" / "run.json").read_text())
+    assert (ran["steps"], len(losses(ran))) == (4, 4) and checkpoints.whole(out / "adapter") == ""
+    name = "adapter_model.safetensors"
+    assert (out / "adapter" / name).read_bytes() == (out / "checkpoint-4" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("adapter=ia3", "has adapter: lora, and this one has ia3: set it back, or begin anew with --force"),
+        ("lora_r=8", "has lora_r: 4, and this one has 8"),
+        ("learning_rate=1e-4", "has learning_rate: 0.001, and this one has 0.0001"),
+        ("max_steps=3", "is past step 3, the run's last: raise max_steps or num_epochs"),
+        ("datasets=[{path: OTHER}]", "has another data: give the same"),
+    ],
+)
+def test_a_run_goes_on_as_it_began_or_not_at_all(setting: str, message: str, again: Again, tmp_path: Path) -> None:
+    write_examples(lessons(5), tmp_path / "other.jsonl")
+    before = sorted((tmp_path / "out").rglob("*"))
+    code, said = again(setting.replace("OTHER", str(tmp_path / "other.jsonl")), flags=("--resume",))
+    assert code == 1 and message in said
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_two_runs_do_not_write_into_one_folder(again: Again, tmp_path: Path) -> None:
+    with folder.held(tmp_path / "out"):
+        code, said = again(flags=("--resume",))
+    assert code == 1 and f"another run is writing into '{tmp_path / 'out'}': wait for it" in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune", "train", str(config), "--set", "max_steps=1000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
+        assert running.stderr
+        assert next(line for line in running.stderr if "step 3" in line)
+        running.send_signal(signal.SIGINT)
+        assert running.stderr.read().splitlines()[-1] == "rag-finetune: interrupted; go on with --resume"
+    assert running.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("flash_attention=true", "flash_attention needs a GPU and the package flash-attn"),
+        ("deepspeed=none.json", "deepspeed: 'none.json' is no file"),
+        ("fsdp=[full_shard]", "start it by accelerate launch"),
+        ("device=meta", "the device 'meta' cannot be used"),
+    ],
+)
+def test_what_is_not_here_is_not_trained_with(setting: str, message: str, said: Said) -> None:
+    code, result, err = said(setting)
+    assert code == 1 and message in result["error"] and err.count("\n") == 1
 
 
 def no_template(base: Path, folder: Path) -> Path:

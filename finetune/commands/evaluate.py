@@ -10,17 +10,22 @@ from finetune.errors import DatasetEmpty
 from index import console
 from index.console import say, warn
 from index.errors import RagError
+from index.paths import home
 from rag_app.commands import output
 from rag_app.commands.eval import place, positive
+from rag_app.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from finetune.evaluation.evaluate import Scores
     from finetune.example import Example
+    from rag_app.engines.checkpoints import Source
 
 BASE = "base"
 """The name that stands for the base model alone."""
 MOST = 128
 """Tokens of an answer."""
+FEW = 30
+"""Examples below which bootstrap intervals are known to be too narrow."""
 WORST = 3
 """Examples of each task that are shown."""
 SHOWN = 200
@@ -43,7 +48,7 @@ def add(commands: Any) -> None:
         "--part", choices=("train", "validation", "test"), help="default: test, else validation, else all"
     )
     command.add_argument("--limit", type=positive, metavar="N", help="a sample, balanced by task and drawn by --seed")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of sample and intervals (default: 0)")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="of sample and intervals (default: 0)")
     command.add_argument("--base", type=console.words, metavar="MODEL", help="the base (default: the adapter's own)")
     command.add_argument("--no-base", action="store_true", help="score the model alone")
     command.add_argument(
@@ -97,10 +102,11 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
     from rag_app.engines import checkpoints
 
     found: tuple[str, Load]
+    options.base = None if options.base == BASE else options.base
     adapter = None if options.model == BASE else adapters.find(options.model)
     if adapter is None:
         base = checkpoints.find(options.base)
-        source = base if options.model == BASE else checkpoints.find(options.model)
+        source = base if options.model == BASE else _found(options.model)
         found = source.name, partial(checkpoints.load, source, "auto", "auto")
     else:
         base, source = adapters.base_of(adapter, options.base), None
@@ -109,6 +115,27 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
         found = str(adapter.folder), partial(adapters.load, adapter, base)
     alone = options.no_base or source == base
     return [found] if alone else [found, (base.name, partial(checkpoints.load, base, "auto", "auto"))]
+
+
+def _found(name: str) -> "Source":
+    from rag_app.engines import checkpoints
+
+    try:
+        return checkpoints.find(name)
+    except ModelNotFound as error:
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):  # a Hub id, or meant to be one
+            raise
+        raise ModelNotFound(
+            f"'{name}' is neither an adapter nor a model: name the folder of a run (by default in "
+            f"'{home() / 'runs'}'), a model, or base"
+        ) from error
+
+
+def _natural(text: str) -> int:
+    """For argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 on")
+    return int(text)
 
 
 def _examples(options: argparse.Namespace) -> "list[Example]":
@@ -248,6 +275,8 @@ def _show(report: dict[str, Any], scores: "Sequence[Scores]") -> None:
     say(f"{report['model']}{beside}: {report['n']} examples{part}\n")
     for line in scores[0].lines(base):
         say(line)
+    if report["n"] < FEW:
+        say(f"\n{report['n']} examples tell little: their intervals are too narrow")
     for number in scores[0].worst(WORST):
         example = scores[0].examples[number]
         say(f"\n{_short(example.question)}\n  gold: {_short(' | '.join(example.golds)) or '(none)'}")

@@ -66,7 +66,7 @@ def _how(options: argparse.Namespace) -> "Pruning":
         options.fail(f"--sparsity is for the methods magnitude and wanda: give --layers with {method}")
     pattern = options.sparsity == "2:4"
     try:
-        share = 0.5 if pattern else float(options.sparsity or 0.3)
+        share = 0.5 if pattern else 0.3 if options.sparsity is None else float(options.sparsity)
         return Pruning(
             method=method, share=share, group=4 if pattern else None, layers=options.layers or 0,
             distill=options.distill,

@@ -46,7 +46,7 @@ def distill(config: Config, teacher: str, how: Distillation, name: str = "run", 
 
     Args:
         config: of the student.
-        teacher: a model or an adapter with the student's tokenizer. If it is the student's own base, the student
+        teacher: a model or an adapter with the student's tokenizer. If it is `base`, the student's own, the student
             without its adapter is the teacher, and no second model is loaded.
         how: what the loss is.
         name: as of `finetune.training.train.train`.
@@ -69,7 +69,8 @@ def distill(config: Config, teacher: str, how: Distillation, name: str = "run", 
     source = models.settled(models.find(config.base_model))
     tokenizer = models.tokenizer(source)
     adapter = adapters.find(teacher)
-    base = models.settled(adapters.base_of(adapter) if adapter else models.find(teacher))
+    given = adapters.base_of(adapter) if adapter else models.find(config.base_model if teacher == "base" else teacher)
+    base = models.settled(given)
     same_tokenizer(models.tokenizer(base), tokenizer, base.name, source.name)
     own = base.where == source.where and not adapter and not config.four_bit
     stop = Layout(source.name, tokenizer).stop()
@@ -78,7 +79,7 @@ def distill(config: Config, teacher: str, how: Distillation, name: str = "run", 
         from finetune.compress.student import StudentTrainer
 
         shared = own and hasattr(model, "disable_adapter")
-        taught = None if shared else _loaded(base, adapter, model)
+        taught = None if shared else _loaded(given, adapter, model)
         return StudentTrainer(model, *others, teacher=taught, how=how, stop=stop)
 
     return train(config, name, force, make, {"teacher": teacher, "distillation": asdict(how)})

@@ -7,6 +7,7 @@ OUT/                config.json, model.safetensors, tokenizer, chat template: lo
 
 import copy
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -143,6 +144,9 @@ def free(out: Path, force: bool, read: str | None = None) -> Path:
     Raises:
         RagError: there is something already; with `force`, something that no run left there, or the model `read`.
     """
+    there = next(one for one in out.absolute().parents if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RagError(f"'{out}' cannot be written, as '{there}' cannot: name another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
     if not force:

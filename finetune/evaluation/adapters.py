@@ -101,8 +101,14 @@ def _run(folder: Path) -> dict[str, Any]:
         return {}
     run = _json(folder / RUN)
     base = run.get("base_model")
-    if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), str):
-        raise CheckpointInvalid(f"'{folder / RUN}' names no base model: it is damaged. Take another, or train again")
+    if (
+        not isinstance(base, dict)
+        or not isinstance(base.get("fingerprint"), str)
+        or not isinstance(run.get("config"), dict)
+    ):
+        raise CheckpointInvalid(
+            f"'{folder / RUN}' names no base model or settings: it is damaged. Take another, or train again"
+        )
     return run
 
 

@@ -239,7 +239,7 @@ def empty(model: Any, folder: Path, settings: Any, trainable: bool, wide: bool) 
     try:
         with files.quiet():
             made: Any = get_peft_model(model, settings, autocast_adapter_dtype=wide)
-    except ValueError as error:
+    except Exception as error:  # settings that a person has edited fail anywhere
         raise CheckpointInvalid(
             f"the adapter in '{folder}' does not fit this model ({one_line(error, 160)}): name the base model that it "
             "was trained on"

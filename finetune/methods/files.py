@@ -32,14 +32,17 @@ def read(folder: Path, name: str = WEIGHTS) -> "dict[str, Tensor]":
     """The tensors in a folder.
 
     Raises:
-        CheckpointInvalid: the file is missing or damaged.
+        CheckpointInvalid: the file is missing or damaged, or holds numbers that are none.
     """
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / name)
+        found = load_file(folder / name)
     except Exception as error:  # safetensors has its own
         raise _damaged(folder, name, error) from error
+    if not all(one.isfinite().all() for one in found.values() if one.is_floating_point()):
+        raise _damaged(folder, name, ValueError("it holds NaN or infinity"))
+    return found
 
 
 def metadata(folder: Path) -> dict[str, str]:

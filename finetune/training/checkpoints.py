@@ -50,7 +50,7 @@ def staged(folder: Path, **facts: Any) -> Iterator[Path]:
     part = _beside(folder, "part")
     try:
         part.mkdir()
-        with _held(part):
+        with held(part):
             try:
                 yield part
                 _seal(part, facts)
@@ -83,6 +83,11 @@ def latest(output_dir: Path, warn: Callable[[str], None] | None = None) -> Path 
     return None
 
 
+def some(output_dir: Path) -> bool:
+    """Whether there are checkpoints that were finished, whole or damaged since."""
+    return any(not _lack(folder, hashed=False) for folder in _checkpoints(output_dir))
+
+
 def prune(output_dir: Path, keep: int, best: Path | None) -> None:
     """Removes all but the `keep` newest checkpoints and the best one. What was never finished stays: it is not ours."""
     finished = [folder for folder in _checkpoints(output_dir) if not _lack(folder, hashed=False)]
@@ -99,7 +104,7 @@ def restore(output_dir: Path) -> None:
         return
     for path in sorted(output_dir.iterdir()):
         if (found := _LEFTOVER.fullmatch(path.name)) and path.is_dir():
-            with suppress(OSError), _held(path) as free:
+            with suppress(OSError), held(path) as free:
                 place = path.with_name(found[1])
                 if free and found[2] == "old" and not place.exists():
                     path.rename(place)
@@ -112,8 +117,8 @@ def _beside(folder: Path, kind: str) -> Path:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Marks a folder as in use until the end, or the process's death; gives whether it was free."""
+def held(folder: Path) -> Iterator[bool | None]:
+    """Marks a folder as in use until the end or the process's death; gives if it was free, None where nobody knows."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield _locked(descriptor)
@@ -121,13 +126,15 @@ def _held(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int) -> bool | None:
     if not fcntl:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another, or a file system without locks, where nobody knows
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return None
     return True
 
 
@@ -149,7 +156,7 @@ def _publish(part: Path, folder: Path) -> None:
         part.rename(folder)
         return flush(folder.parent)
     old = _beside(folder, "old")  # no system call of Python's replaces a folder that is not empty
-    with _held(folder):
+    with held(folder):
         try:
             folder.rename(old)
             part.rename(folder)

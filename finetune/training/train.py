@@ -11,7 +11,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,14 @@ from finetune.data.mixture import mixed
 from finetune.data.records import load_examples
 from finetune.data.report import Report
 from finetune.data.splits import split
-from finetune.errors import CheckpointInvalid, ConfigInvalid, DatasetEmpty
+from finetune.errors import ConfigInvalid, DatasetEmpty
 from finetune.example import Example
-from finetune.training import checkpoints, estimate, machine
+from finetune.training import checkpoints, estimate, folder, machine
 from finetune.training.progress import Line
 from finetune.training.rows import Row, rows, tokens
 from index.console import warn
 from index.paths import home
 
-ADAPTER = "adapter"
-RUN = "run.json"
 ANSWER = 96
 """Most tokens of an answer while training."""
 
@@ -59,7 +59,7 @@ def train(
     Args:
         config: from `finetune.config.read_config`.
         name: of the run, where the configuration names no folder.
-        force: whether a finished run in the folder may be replaced.
+        force: whether what another run left in the folder may be replaced.
         trainer: makes another trainer than `AnswerTrainer`, of the same arguments; called once all else is ready.
         facts: what `run.json` shall hold beside.
 
@@ -70,18 +70,35 @@ def train(
         RagError: see `finetune.errors`; earlier checkpoints stay whole.
     """
     out = Path(config.output_dir) if config.output_dir else home() / "runs" / name
-    resumed = _resumed(config, out)
-    if not resumed and not force and (out / ADAPTER).exists():
-        raise ConfigInvalid(
-            f"'{out}' holds a finished run: give --force, another output_dir, or resume_from_checkpoint"
-        )
+    _check_launch(config)
+    folder.check_free(config, out, force)  # at once, and again when no other run can change it
     prepared = prepare(config)
     needed = estimate.estimate(config, estimate.described(prepared.source.where), *longest(prepared.train))
     estimate.check(needed, estimate.available(config.device))
-    out.mkdir(parents=True, exist_ok=True)
-    if _first():
-        (out / "data.json").write_text(json.dumps(prepared.report.as_dict(), indent=1), "utf-8")
-    return _run(config, prepared, out, resumed, trainer, facts or {})
+    with folder.held(out) if _first() else nullcontext():
+        folder.check_free(config, out, force)
+        resumed = folder.origin(config, out)
+        if _first():
+            (out / "data.json").write_text(json.dumps(prepared.report.as_dict(), indent=1), "utf-8")
+        try:
+            return _run(config, prepared, out, resumed, trainer, facts or {})
+        except KeyboardInterrupt:
+            how = "go on with --resume" if checkpoints.some(out) else "no checkpoint was saved yet"
+            raise KeyboardInterrupt(f"interrupted; {how}") from None
+
+
+def _check_launch(config: Config) -> None:
+    """Refuses settings that need what is not here."""
+    import torch
+
+    if config.flash_attention and not (torch.cuda.is_available() and find_spec("flash_attn")):
+        raise ConfigInvalid("flash_attention needs a GPU and the package flash-attn: remove it, or install that")
+    if config.deepspeed and not Path(config.deepspeed).is_file():
+        raise ConfigInvalid(f"deepspeed: '{config.deepspeed}' is no file: name one, such as examples/launch/zero2.json")
+    if _by_deepspeed(config) and not find_spec("deepspeed"):
+        raise ConfigInvalid("deepspeed needs its package: run pip install deepspeed, or remove the key")
+    if config.fsdp and "WORLD_SIZE" not in os.environ:
+        raise ConfigInvalid("fsdp shards a model over processes: start it by accelerate launch, or remove the key")
 
 
 def prepare(config: Config) -> Prepared:
@@ -128,23 +145,6 @@ def _parts(config: Config, examples: list[Example], report: Report) -> tuple[lis
     return training, validation
 
 
-def _resumed(config: Config, out: Path) -> Path | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        CheckpointInvalid: the one that is named is not whole.
-    """
-    wanted = config.resume_from_checkpoint
-    if isinstance(wanted, bool):
-        return checkpoints.latest(out, warn) if wanted else None
-    folder = Path(wanted)
-    if lack := checkpoints.whole(folder):
-        other = checkpoints.latest(folder.parent)
-        remedy = f"give '{other}', the newest whole one" if other else "start anew without resume_from_checkpoint"
-        raise CheckpointInvalid(f"the checkpoint '{folder}' is not whole ({lack}): {remedy}")
-    return folder
-
-
 def longest(made: Sequence[Row]) -> tuple[int, int]:
     """Tokens of the longest row, and most labels of one."""
     return max(map(len, made)), max(sum(label >= 0 for label in row.labels) for row in made)
@@ -158,15 +158,25 @@ def _run(
     make: Callable[..., Any] | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
+    from transformers import TrainerState
+
     from finetune import methods
     from finetune.training import curves
     from finetune.training.trainer import AnswerTrainer, Evaluate, Method
     from rag_app.engines.checkpoints import find
 
     steps = Steps.of(config, len(prepared.train))
+    done = folder.steps_of(resumed) if resumed else 0
+    if done > steps.total:
+        raise ConfigInvalid(f"'{resumed}' is past step {steps.total}, the run's last: raise max_steps or num_epochs")
+    # Before data and repository can change.
+    ran = machine.what_ran(config, [Path(one.path) for one in config.datasets], find(config.base_model))
+    if resumed:
+        folder.check(resumed, ran)
     model, tokenizer = _model(config, prepared, resumed, steps.total)
     settings = arguments(config, out, steps, str(model.device.type))
     trainer = (make or AnswerTrainer)(model, prepared.train, config, settings, tokenizer)
+    trainer.ran = {**ran, "method": config.adapter, **facts}
     trainer.add_callback(Method(config))
     watched = _Watched(config, prepared)
     if prepared.validation:
@@ -175,14 +185,14 @@ def _run(
         warn("nothing to validate on: the last checkpoint is kept, whatever it is worth")
     if _first():
         trainer.add_callback(_progress(trainer, steps.total))
-    # Before data and repository can change.
-    ran = machine.what_ran(config, [Path(one.path) for one in config.datasets], find(config.base_model))
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    best = trainer.best()
+        if not resumed:
+            checkpoints.prune(out, 0, None)
+    if resumed and done == steps.total:  # it ended between its last checkpoint and its adapter
+        trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     result = {
-        **ran,
-        "method": config.adapter,
-        **facts,
+        **trainer.ran,
         "trainable": methods.trainable(model),
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
@@ -190,34 +200,11 @@ def _run(
         "examples": {"train": len(prepared.examples), "validation": len(prepared.validation)},
     }
     if trainer.args.should_save:
-        _keep(trainer, best, out, result)
+        source = trainer.best() or out / f"checkpoint-{trainer.state.global_step}"
+        folder.keep(source, out, result, tokenizer if config.adapter == "full" else None)
         curves.write(trainer.state.log_history, out, trainer.state.best_global_step)
     trainer.accelerator.wait_for_everyone()
-    return {**result, "adapter": str(out / ADAPTER)}
-
-
-def _keep(trainer: Any, best: Path | None, out: Path, result: Mapping[str, Any]) -> None:
-    """The adapter of the best checkpoint, or of the last, as the run's own."""
-    import shutil
-
-    # From its files: of a model whose weights are shared out, no process has all.
-    source = best or out / f"checkpoint-{trainer.state.global_step}"
-    with checkpoints.staged(out / ADAPTER) as part:
-        for path in source.iterdir():
-            if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
-                shutil.copy2(path, part / path.name)
-        if trainer.config.adapter == "full":
-            trainer.processing_class.save_pretrained(part)  # with which the folder is a model to serve
-        (part / RUN).write_text(json.dumps(result, indent=1, default=str), "utf-8")
-
-
-LEFT_OUT = frozenset(
-    {
-        "optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", checkpoints.COMPLETE,
-        "optimizer.bin", "pytorch_model_fsdp.bin", "latest", "zero_to_fp32.py",
-    }
-)  # fmt: skip
-"""What a checkpoint holds beside the adapter."""
+    return {**result, "adapter": str(out / folder.ADAPTER)}
 
 
 @dataclass(frozen=True)
@@ -237,7 +224,7 @@ class Steps:
         epoch = max(1, math.ceil(batches / config.gradient_accumulation_steps))
         total = config.max_steps or max(1, math.ceil(epoch * config.num_epochs))
         share = 0.03 if config.warmup_ratio is None else config.warmup_ratio
-        warmup = math.ceil(total * share) if config.warmup_steps is None else config.warmup_steps
+        warmup = int(total * share) if config.warmup_steps is None else config.warmup_steps
         save = config.save_steps or math.ceil(epoch / (config.saves_per_epoch or 1))
         evaluate = config.eval_steps or math.ceil(epoch / (config.evals_per_epoch or 1))
         return cls(total, warmup, min(save, total), min(evaluate, total))
@@ -300,7 +287,7 @@ def arguments(config: Config, out: Path, steps: Steps, device: str) -> Any:
         activation_checkpointing=config.gradient_checkpointing,  # its name since transformers 5.23
         seed=config.seed,
         data_seed=config.seed,
-        logging_steps=config.logging_steps,
+        logging_steps=config.logging_steps or max(1, min(10, steps.total // 10)),
         logging_first_step=True,
         save_strategy="steps",
         save_steps=steps.save,
@@ -325,8 +312,6 @@ def _by_deepspeed(config: Config) -> bool:
 
 
 def _reporters(config: Config) -> list[str]:
-    from importlib.util import find_spec
-
     wanted = {
         "tensorboard": config.use_tensorboard,
         "wandb": config.wandb_project is not None,
@@ -364,7 +349,7 @@ class _Watched:
                 found = {"loss": self._loss(model)}
                 asked = [one for one in self.examples if fits(model, self.layout.prompt(one.messages()), ANSWER)]
                 if not self.config.eval_samples or not asked:
-                    return {**found, "score": -found["loss"]}
+                    return found
                 scores = score(asked, answers(model, self.layout, asked, max_tokens=ANSWER))
         finally:
             model.train(was)

@@ -3,6 +3,7 @@
 Knows no files of data and no configuration files; `finetune.training.train` prepares what it is given.
 """
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +24,13 @@ from finetune import methods
 from finetune.config import VIRTUAL, Config
 from finetune.errors import TrainingFailed
 from finetune.training import checkpoints
+from finetune.training.folder import RUN
 from finetune.training.forward import labelled, losses
 from finetune.training.optimizer import MasterWeights
 from finetune.training.rows import IGNORED, Row, collate, collate_padded
 
 Evaluation = Callable[[Any, int], Mapping[str, float]]
-"""Scores of a model at a step; 'score' and 'loss' among them."""
+"""Scores of a model at a step: 'loss', and 'score' where examples were answered."""
 
 
 class AnswerTrainer(SFTTrainer):
@@ -36,6 +38,8 @@ class AnswerTrainer(SFTTrainer):
 
     def __init__(self, model: Any, made: Sequence[Row], config: Config, arguments: SFTConfig, tokenizer: Any) -> None:
         self.config = config
+        self.ran: Mapping[str, Any] = {}
+        """What a checkpoint tells of its run, in `run.json`."""
         self.useful = self.computed = self.seen = 0
         super().__init__(
             model=model,
@@ -142,6 +146,7 @@ class AnswerTrainer(SFTTrainer):
         self._save_rng_state(str(part))
         if self.args.should_save:
             self.state.save_to_json(str(part / "trainer_state.json"))
+            (part / RUN).write_text(json.dumps(self.ran, indent=1, default=str), "utf-8")
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone, as its method writes it; `state_dict` where processes share the weights out."""
@@ -208,6 +213,8 @@ class Evaluate(TrainerCallback):
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
         found = dict(self.evaluation(self.trainer.model, state.global_step))
+        if self.metric == "score" and "score" not in found:  # nothing was answered
+            self.metric = "loss"
         if self.metric not in found:
             raise TrainingFailed(
                 f"metric_for_best_model: no '{self.metric}' was measured: write one of {', '.join(sorted(found))}"

@@ -152,7 +152,7 @@ def chosen_device(wanted: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which the meta device, whose tensors are empty, refuses
     except Exception as error:  # each backend has its own way to say so
         raise SettingInvalid(
             f"the device '{wanted}' cannot be used ({one_line(error, 100)}): give cpu, or leave it out"

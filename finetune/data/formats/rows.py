@@ -176,6 +176,7 @@ def _table(path: Path, stream: IO[bytes]) -> Iterator[Row]:
     """The rows of a table by the names in its first line; the delimiter is what stands there most often."""
     # Bytes that are no UTF-8 become halves of surrogate pairs, by which their row is known.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    csv.field_size_limit(2**31 - 1)  # how long a text may be is not this file's to say
     head = text.readline()
     delimiter = max("\t;,|", key=head.count) if any(sign in head for sign in "\t;,|") else ","
     names = next(csv.reader([head], delimiter=delimiter), [])
