@@ -170,7 +170,7 @@ def _checked(example: Example, place: str) -> Example:
     if golden is not None and (type(golden) is not int or not 0 <= golden < len(example.passages)):
         raise RecordInvalid(f"{place}: 'golden' is {golden!r}, with {len(example.passages)} passages: count from 0")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
-        raise RecordInvalid(f"{place}: 'weight' is {weight!r}: write a number above 0")
+        raise RecordInvalid(f"{place}: 'weight' is {repr(weight)[:40]}: write a number above 0 and below 1e9")
     return example
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from finetune.cli import main
 from finetune.config import Data
@@ -100,6 +102,7 @@ def test_people_see_a_table_and_the_worst(trained: Path, data: Path, capsys: pyt
     assert err == ""
     lines = out.splitlines()
     assert lines[0] == f"{trained / 'adapter'}, beside its base small: 3 examples of the part 'test'"
+    assert "3 examples tell little: their intervals are too narrow" in lines
     assert lines[2].split() == "task metric score 95% interval of base difference 95% interval".split()  # noqa: SIM905
     assert "Where does the okapi live?" in lines
     assert [line[:8] for line in lines[-3:]] == ["  gold: ", "  said: ", "  base: "]
@@ -158,6 +161,14 @@ def scrawled(folder: Path) -> None:
     (folder / "complete.json").unlink()
 
 
+def diverged(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: one * float("nan") for name, one in load_file(weights).items()}, weights, metadata)
+    (folder / "complete.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -167,6 +178,7 @@ def scrawled(folder: Path) -> None:
         (changed(config=None), "names no base model or settings"),
         (cut, "is not whole: adapter_model.safetensors is"),
         (scrawled, "run.json' cannot be read"),
+        (diverged, "it holds NaN or infinity"),
     ],
 )
 def test_an_adapter_that_must_not_be_used_is_refused(
@@ -189,9 +201,11 @@ def test_what_cannot_be_evaluated_is_one_line(
     given = ("base", "--base", small_base, "--data")
     assert "give --part test or train" in refused(capsys, *given, data, "--part", "validation")
     assert "cannot be read" in refused(capsys, *given, tmp_path / "none.jsonl")
-    assert "does not exist" in refused(capsys, tmp_path / "none", "--data", data)
+    said = refused(capsys, tmp_path / "none", "--data", data)
+    assert "none' is neither an adapter nor a model: name the folder of a run" in said
     assert "is what is read" in refused(capsys, *given, data, "--out", data)
     assert main(["evaluate", "base"]) == 2
+    assert main(["evaluate", "base", "--data", str(data), "--seed", "-1"]) == 2
 
 
 def test_questions_are_asked_with_the_passages_of_serving(

@@ -302,6 +302,8 @@ def test_layers_are_removed_and_the_file_is_smaller(
         (["--sparsity", "0"], 2, "sparsity is 0.0"),
         (["--sparsity", "nan"], 2, "sparsity is nan"),
         (["--sparsity", "half"], 2, "--sparsity is 'half': give a number"),
+        (["--sparsity", ""], 2, "--sparsity is '': give a number"),
+        (["--out", "one.jsonl/model"], 1, "'one.jsonl/model' cannot be written, as"),
         (["--method", "layers"], 2, "removes 0 layers: give --layers 1 or more"),
         (["--method", "wanda", "--layers", "1"], 2, "give --sparsity with wanda"),
         (["--method", "block", "--sparsity", "0.5"], 2, "give --layers with block"),

@@ -254,6 +254,20 @@ def test_a_row_of_a_table_that_is_too_short_and_one_that_is_no_utf_8(tmp_path: P
     ]
 
 
+def test_a_weight_beyond_all_numbers_is_a_bad_record(file: Path) -> None:
+    row = {"task": "question_answering", "question": "Q?", "answer": "a", "weight": 10**400}
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(RecordInvalid, match=r"'weight' is .*: write a number above 0"):
+        list(read_records(Data(path=str(file), type="examples")))
+
+
+def test_a_table_with_names_and_texts_as_long_as_they_come(tmp_path: Path) -> None:
+    file, text = tmp_path / "data.csv", "word " * 40_000
+    file.write_text(f"question,answer,{'x' * 200_000}\n{text},a,b\n")
+    (example,) = read_records(Data(path=str(file)))
+    assert example.question == text.strip()
+
+
 def test_json_rows_have_columns_too(file: Path) -> None:
     row = {"q": "Two and two?", "a": 4, "more": None}
     example = one(file, row, question="q", answer="a")
