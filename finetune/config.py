@@ -34,8 +34,8 @@ ALSO = {
 Format = Literal["auto", "examples", "squad", "dolly", "alpaca", "chat", "csv", "feedback", "mixed", "gsm8k"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Width = Annotated[int, Field(ge=1, le=65536)]
-"""Of what a method adds; beyond any model's own."""
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Of what a method adds: ranks, virtual tokens, bottlenecks."""
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -132,8 +132,7 @@ def _built(values: Mapping[str, Any], dtype: torch.dtype, attending: str) -> Any
 
 
 def _trainable(model: Any, config: Config) -> Any:
-    with torch.device("meta"):
-        model = methods.attach(model, config, lambda text, **_: {"input_ids": [0]}, steps=config.max_steps or 1000)
+    model = methods.attach(model, config, lambda text, **_: {"input_ids": [0]}, steps=config.max_steps or 1000)
     if config.qat:
         from finetune.compress import qat
 
