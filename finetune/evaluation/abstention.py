@@ -33,6 +33,8 @@ class Threshold:
     """
 
     odds: float
+    overall: float
+    """Mean over all questions: F1 of an answer, 1 for abstaining where there is none."""
     f1_answerable: float
     precision: float
     recall: float
@@ -66,15 +68,11 @@ def weighed(
         ]
 
 
-def threshold(found: Sequence[Weighed], least: float = 0.5) -> Threshold:
-    """The odds that give the best F1 on answerable questions where abstaining has an F1 of `least` or more.
-
-    Where nothing reaches that: those that abstain best. To be asked of a validation part only.
-    """
+def threshold(found: Sequence[Weighed]) -> Threshold:
+    """The odds with the best overall F1, as SQuAD 2.0's own script picks its threshold. For a validation part only."""
     right = [f1(one.answer, one.example.golds) for one in found]
-    cuts = [_cut(found, right, odds) for odds in sorted({one.odds for one in found} | {float("inf")})]
-    good = [cut for cut in cuts if cut.f1 >= least]
-    return max(good, key=lambda cut: cut.f1_answerable) if good else max(cuts, key=lambda cut: cut.f1)
+    cuts = (cut(found, right, odds) for odds in sorted({one.odds for one in found} | {float("inf")}))
+    return max(cuts, key=lambda one: one.overall)
 
 
 def _odds(model: Any, layout: Layout, example: Example, answer: str) -> float:
@@ -83,13 +81,20 @@ def _odds(model: Any, layout: Layout, example: Example, answer: str) -> float:
     return abstaining - own
 
 
-def _cut(found: Sequence[Weighed], right: Sequence[float], odds: float) -> Threshold:
-    """The scores of abstaining from these odds on."""
+def cut(found: Sequence[Weighed], right: Sequence[float], odds: float) -> Threshold:
+    """The scores of abstaining from these odds on; `right` has each answer's F1."""
     abstains = [one.odds >= odds for one in found]
     kept = [
         0.0 if abstained else score
         for one, score, abstained in zip(found, right, abstains, strict=True)
         if one.example.answerable
     ]
-    shares = refusal(abstains, [not one.example.answerable for one in found])
-    return Threshold(odds, ratio(kept), *(ratio(*shares[name]) for name in ("precision", "recall", "f1")))
+    unanswerable = [not one.example.answerable for one in found]
+    refused_well = sum(one and other for one, other in zip(abstains, unanswerable, strict=True))
+    shares = refusal(abstains, unanswerable)
+    return Threshold(
+        odds,
+        (sum(kept) + refused_well) / len(found),
+        ratio(kept),
+        *(ratio(*shares[name]) for name in ("precision", "recall", "f1")),
+    )
