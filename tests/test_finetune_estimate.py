@@ -329,7 +329,7 @@ for method in sys.argv[3:]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the most memory used")
 def test_the_estimate_is_within_a_fifth_of_real_training(base: Path, tmp_path: Path) -> None:
-    methods = ("lora", "full", "qlora")
+    methods = ("lora", "full")  # qlora has the weights of lora on a CPU
     command = [sys.executable, "-c", CHILD, str(base), str(tmp_path), *methods]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
