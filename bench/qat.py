@@ -127,7 +127,10 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=60, help="paragraphs to measure on")
     parser.add_argument("--out", type=Path, default=RESULTS / "qat.json")
     options = parser.parse_args()
-    found = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "squad")}}
+    found = {
+        "machine": machine(),
+        "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "squad")},
+    }
     found |= measured(options.squad, options)
     show(found, options.type)
     options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

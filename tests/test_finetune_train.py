@@ -230,6 +230,16 @@ def test_checkpoints_of_a_run_that_was_cut_short_are_not_overwritten(again: Agai
     assert sorted(path.name for path in (tmp_path / "out").glob("check*")) == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_an_adapter_whose_checkpoints_are_damaged_is_not_replaced(again: Again, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "adapter").mkdir()
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (out / name / "adapter_model.safetensors").write_bytes(b"cut")
+    code, said = again(flags=("--resume",))
+    assert code == 1 and "holds a finished run: give --force" in said
+    assert {path.name for path in out.glob("check*")} == {"checkpoint-2", "checkpoint-4"}
+
+
 @pytest.mark.slow
 def test_force_begins_anew(again: Again, tmp_path: Path) -> None:
     code, _ = again("max_steps=1", flags=("--force",))

@@ -48,19 +48,19 @@ def held(out: Path) -> Iterator[None]:
 
 
 def check_free(config: Config, out: Path, force: bool) -> None:
-    """Refuses to replace what another run left, unless told to.
+    """Refuses that a run which goes on from no checkpoint replaces what another one left, unless told to.
 
     Raises:
-        ConfigInvalid: there is an adapter, or there are checkpoints, and the run goes on from none.
+        ConfigInvalid: there is an adapter, or there are checkpoints that nobody has asked to go on from.
     """
-    if config.resume_from_checkpoint or force:
+    if force:
         return
     if (out / ADAPTER).exists():
         raise ConfigInvalid(
             f"'{out}' holds a finished run: give --force to replace it, --resume to train it further, or another "
             "output_dir"
         )
-    if checkpoints.some(out):
+    if checkpoints.some(out) and not config.resume_from_checkpoint:
         raise ConfigInvalid(
             f"'{out}' holds the checkpoints of a run that was cut short: --resume goes on from them, --force begins "
             "anew"

@@ -71,17 +71,19 @@ def train(
     """
     out = Path(config.output_dir) if config.output_dir else home() / "runs" / name
     _check_launch(config)
-    folder.check_free(config, out, force)  # at once, and again when no other run can change it
+    if not config.resume_from_checkpoint:
+        folder.check_free(config, out, force)  # at once, and again when no other run can change it
     prepared = prepare(config)
     needed = estimate.estimate(config, estimate.described(prepared.source.where), *longest(prepared.train))
     estimate.check(needed, estimate.available(config.device))
     with folder.held(out) if _first() else nullcontext():
-        folder.check_free(config, out, force)
         resumed = folder.origin(config, out)
+        if not resumed:
+            folder.check_free(config, out, force)
         if _first():
             (out / "data.json").write_text(json.dumps(prepared.report.as_dict(), indent=1), "utf-8")
         try:
-            return _run(config, prepared, out, resumed, trainer, facts or {})
+            return _run(config, prepared, out, resumed, trainer, facts or {}, force)
         except KeyboardInterrupt:
             how = "go on with --resume" if checkpoints.some(out) else "no checkpoint was saved yet"
             raise KeyboardInterrupt(f"interrupted; {how}") from None
@@ -157,6 +159,7 @@ def _run(
     resumed: Path | None,
     make: Callable[..., Any] | None,
     facts: Mapping[str, Any],
+    force: bool,
 ) -> dict[str, Any]:
     from transformers import TrainerState
 
@@ -185,7 +188,7 @@ def _run(
         warn("nothing to validate on: the last checkpoint is kept, whatever it is worth")
     if _first():
         trainer.add_callback(_progress(trainer, steps.total))
-        if not resumed:
+        if force and not resumed:
             checkpoints.prune(out, 0, None)
     if resumed and done == steps.total:  # it ended between its last checkpoint and its adapter
         trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
