@@ -5,11 +5,21 @@ here what they mean there. `docs/finetune.md` lists them all.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from finetune.errors import ConfigInvalid
 from finetune.example import Task
@@ -50,6 +60,15 @@ Name = Annotated[str, AfterValidator(_written)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, about: ValidationInfo) -> Any:
+        """Pydantic takes true for 1."""
+        kind = cls.model_fields[str(about.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError(f"{str(value).lower()} is none of its values")
+        return value
 
 
 class Data(_Part):
@@ -262,19 +281,21 @@ def read_config(file: Path | None, settings: Sequence[str] = ()) -> Config:
         ConfigInvalid: the file cannot be read, a key is unknown or a value out of range, or two contradict each other.
     """
     values = _anchored(_loaded(file), file.parent) if file else {}
-    return checked(_set(values, settings), str(file or "--set"))
+    over = frozenset(re.split(r"[.=]", setting)[0].strip() for setting in settings)
+    return checked(_set(values, settings), str(file or "--set"), over)
 
 
-def checked(values: Mapping[str, Any], where: str) -> Config:
+def checked(values: Mapping[str, Any], where: str, over: frozenset[str] = frozenset()) -> Config:
     """Values as a configuration.
 
     Raises:
-        ConfigInvalid: as `read_config`; the message begins with `where`.
+        ConfigInvalid: as `read_config`; the message begins with `where`, or with --set for the keys in `over`.
     """
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigInvalid(f"{where}: {_said(error)}") from error
+        place = error.errors()[0]["loc"]
+        raise ConfigInvalid(f"{'--set' if place and place[0] in over else where}: {_said(error)}") from error
 
 
 def _yaml(text: str) -> Any:

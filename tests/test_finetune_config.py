@@ -103,6 +103,7 @@ def test_settings_are_over_the_file_and_are_yaml(tmp_path: Path) -> None:
         ({"fsdp": ["full_shard"], "deepspeed": "zero2.json"}, "give one of them"),
         ({"nf4_storage": "packed"}, "nf4_storage needs load_in_4bit"),
         ({"relora_steps": 5}, "relora_steps needs adapter: relora"),
+        ({"lora_r": True}, r"'lora_r': true is none of its values"),
         ({"seed": -1}, "'seed': input should be greater than or equal to 0"),
         ({"num_epochs": float("inf")}, "'num_epochs': input should be a finite number"),
         ({"mixture": {"summarization": float("inf")}}, "'mixture.summarization': input should be a finite number"),
@@ -117,6 +118,12 @@ def test_mistakes_are_one_line(values: dict[str, Any], message: str, tmp_path: P
         read_config(wrote(tmp_path, yaml.safe_dump(values)))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize("setting", ["lora_rank=4", "lora_r=0", "fsdp_confi.a=1"])
+def test_a_mistake_outside_the_file_is_not_blamed_on_it(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"^--set: "):
+        read_config(wrote(tmp_path, "adapter: lora\n"), [setting])
 
 
 @pytest.mark.parametrize(
