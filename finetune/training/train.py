@@ -165,7 +165,7 @@ def _run(
 
     from finetune import methods
     from finetune.training import curves
-    from finetune.training.trainer import AnswerTrainer, Evaluate, Method
+    from finetune.training.trainer import AnswerTrainer, Evaluate, LargePages, Method
     from rag_app.engines.checkpoints import find
 
     steps = Steps.of(config, len(prepared.train))
@@ -181,6 +181,8 @@ def _run(
     trainer = (make or AnswerTrainer)(model, prepared.train, config, settings, tokenizer)
     trainer.ran = {**ran, "method": config.adapter, **facts}
     trainer.add_callback(Method(config))
+    if model.device.type == "cpu":
+        trainer.add_callback(LargePages())
     watched = _Watched(config, prepared)
     if prepared.validation:
         trainer.add_callback(Evaluate(trainer, steps.evaluate, watched))

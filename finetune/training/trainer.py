@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune import methods
 from finetune.config import VIRTUAL, Config
 from finetune.errors import TrainingFailed
-from finetune.training import checkpoints
+from finetune.training import checkpoints, pages
 from finetune.training.folder import RUN
 from finetune.training.forward import labelled, losses
 from finetune.training.optimizer import MasterWeights
@@ -198,6 +198,18 @@ class Method(TrainerCallback):
         """While the gradients are still there, which AdaLoRA looks at."""
         optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
         methods.after_step(given["model"], self.config, state.global_step + 1, state.max_steps, optimizer)
+
+
+class LargePages(TrainerCallback):
+    """Asks for large pages before the 1st, 2nd, 4th, 8th … step: the heap grows ever less, and asking takes time."""
+
+    steps = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Counts from where the run goes on."""
+        self.steps += 1
+        if not self.steps & (self.steps - 1):
+            pages.enlarge()
 
 
 class Evaluate(TrainerCallback):
