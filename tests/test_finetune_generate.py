@@ -138,18 +138,6 @@ def test_a_model_in_training_stays_in_training(small: Any) -> None:
         model.eval()
 
 
-def test_an_answer_can_be_kept_from_beginning_with_a_token(wild: Any) -> None:
-    import torch
-
-    model, layout = wild
-    prompt = torch.tensor([layout.prompt(EXAMPLES[0].messages())])
-    likeliest, second = model(input_ids=prompt).logits[0, -1].topk(2).indices.tolist()
-    shown = [
-        generate.answers(model, layout, EXAMPLES[:1], max_tokens=1, begin_without=one) for one in ([], [likeliest])
-    ]
-    assert shown == [[layout.tokenizer.decode([token]).strip()] for token in (likeliest, second)]
-
-
 def test_a_prompt_that_fills_the_window_is_refused_by_its_place(small: Any) -> None:
     model, layout = small
     long = Example("x", "question_answering", "Where?", "there", ("okapi " * 9000,), origin="data.jsonl:7")

@@ -29,20 +29,9 @@ def answers(
     max_tokens: int,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
-    begin_without: Sequence[int] = (),
 ) -> list[str]:
     """The model's answer to each example, in the order given; arguments and errors as of `stream`."""
-    found = dict(
-        stream(
-            model,
-            layout,
-            examples,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            begin_without=begin_without,
-        )
-    )
+    found = dict(stream(model, layout, examples, max_tokens=max_tokens, batch_tokens=batch_tokens, progress=progress))
     return [found[place] for place in range(len(examples))]
 
 
@@ -54,7 +43,6 @@ def stream(
     max_tokens: int,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
-    begin_without: Sequence[int] = (),
 ) -> Iterator[tuple[int, str]]:
     """Answers as batches are done, those to the longest prompts first.
 
@@ -65,7 +53,6 @@ def stream(
         max_tokens: most tokens of an answer.
         batch_tokens: most tokens of a batch, by default as the device likes it; a single example may have more.
         progress: told how far it is, as 'answering'.
-        begin_without: tokens that no answer begins with.
 
     Yields:
         an example's place, and its answer without blanks around it.
@@ -76,7 +63,7 @@ def stream(
     prompts = [layout.prompt(one.messages()) for one in examples]
     _check(model, examples, prompts, max_tokens)
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    settings = _settings(model, layout, max_tokens, begin_without)
+    settings = _settings(model, layout, max_tokens)
     on_cpu = next(model.parameters()).device.type == "cpu"
     most, done = batch_tokens or (BATCH if on_cpu else BATCH_ON_GPU), 0
     for batch in _batches(order, prompts, max_tokens, most):
@@ -124,7 +111,7 @@ def _batches(
         yield batch
 
 
-def _settings(model: Any, layout: Layout, max_tokens: int, begin_without: Sequence[int]) -> Any:
+def _settings(model: Any, layout: Layout, max_tokens: int) -> Any:
     """Greedy, whatever the model's own generation_config.json says."""
     import transformers
 
@@ -136,7 +123,6 @@ def _settings(model: Any, layout: Layout, max_tokens: int, begin_without: Sequen
         max_new_tokens=max_tokens,
         eos_token_id=sorted({*ends(layout.tokenizer, model), layout.stop()}),
         pad_token_id=layout.stop(),
-        begin_suppress_tokens=list(begin_without) or None,
     )
 
 
