@@ -1,8 +1,8 @@
 """Memory in pages of 2 MiB on Linux, which keep training on a CPU at its speed. Knows no tensors.
 
 A heap of 4 KiB pages gets scattered over the machine's memory as rows of all lengths come and go, and looking up where
-a page is takes time: QLoRA of SmolLM2-135M on SQuAD does 567 tokens/s with large pages and 537 without, over the first
-60 rows, and 543 and 500 over the last 20 of them (2 cores of an AMD EPYC; two processes, in turns, on the same rows).
+a page is takes time: QLoRA of SmolLM2-135M on SQuAD does 551 tokens/s with large pages and 524 without, over the first
+80 rows (2 cores of an AMD EPYC; two processes, in turns, on the same rows).
 """
 
 import ctypes
