@@ -393,7 +393,8 @@ def _said(error: ValidationError) -> str:
     if not path:
         return message
     given = first.get("input")
-    shown = f" (it is {str(given)[:60]!r})" if isinstance(given, str | int | float | bool) else ""
+    told = isinstance(given, bool) or not isinstance(given, str | int | float)
+    shown = "" if told else f" (it is {str(given)[:60]!r})"
     near = difflib.get_close_matches(str(given), METHODS, 1, 0.5) if path == ["adapter"] else []
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"'{'.'.join(path)}': {message[0].lower()}{message[1:]}{shown}{hint}"

@@ -103,7 +103,7 @@ def test_settings_are_over_the_file_and_are_yaml(tmp_path: Path) -> None:
         ({"fsdp": ["full_shard"], "deepspeed": "zero2.json"}, "give one of them"),
         ({"nf4_storage": "packed"}, "nf4_storage needs load_in_4bit"),
         ({"relora_steps": 5}, "relora_steps needs adapter: relora"),
-        ({"lora_r": True}, r"'lora_r': true is none of its values"),
+        ({"lora_r": True}, r"'lora_r': true is none of its values$"),
         ({"seed": -1}, "'seed': input should be greater than or equal to 0"),
         ({"num_epochs": float("inf")}, "'num_epochs': input should be a finite number"),
         ({"mixture": {"summarization": float("inf")}}, "'mixture.summarization': input should be a finite number"),
