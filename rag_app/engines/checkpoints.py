@@ -307,6 +307,8 @@ def _weights(source: Source, settings: dict[str, Any]) -> Any:
 
     loader: Any = transformers.AutoModelForCausalLM
     settings = {**source.files, **settings, "output_loading_info": True}
+    if source.cached:
+        settings["adapter_kwargs"] = {"local_files_only": True}  # or the Hub is asked for one, for 20 s
     try:
         model, report = loader.from_pretrained(**settings)
     except (ImportError, ValueError):
