@@ -16,8 +16,8 @@ STRATEGIES = ("zero-shot", "few-shot", "cot", "react", "pal")
 
 
 @pytest.fixture(scope="module")
-def in_four_bits() -> Any:
-    model = TransformersChat(precision="nf4", decoding=Decoding(max_tokens=12))
+def in_four_bits(base: Path) -> Any:
+    model = TransformersChat(path=str(base), precision="nf4", decoding=Decoding(max_tokens=12))
     yield model
     model.close()
 
