@@ -7,6 +7,9 @@ RagError (index.errors)
 ├── ServerFailed          the model's server is down, slow, refuses, or breaks off
 ├── PromptTooLong         the question alone does not fit the model's window
 ├── WorkerDied            the process that runs the model ended in the middle of an answer
+├── AdapterNotFound       no adapter has that name
+├── AdapterInvalid        an adapter is damaged, or of another base model, prompt version or kind
+├── AdapterWorse          an adapter answers worse than what is in use
 ├── ChatNotFound          no conversation has that id, or no answer that number; or several begin with it
 └── ChatsUnusable         conversations cannot be read or kept: a full disk, a damaged or foreign file
 """
@@ -36,6 +39,18 @@ class PromptTooLong(RagError):
 
 class WorkerDied(RagError):
     """The process that runs the model ended; the next question starts a new one."""
+
+
+class AdapterNotFound(RagError):
+    """No adapter has that name."""
+
+
+class AdapterInvalid(RagError):
+    """An adapter is damaged, or of another base model, prompt version or kind than what it is wanted for."""
+
+
+class AdapterWorse(RagError):
+    """An adapter answers worse than what is in use, and was not put in its place."""
 
 
 class ChatNotFound(RagError):

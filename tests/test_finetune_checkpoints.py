@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from finetune.training import checkpoints
+from index import folders
 from tests.conftest import ROOT
 
 CHILD = """
 import os, sys
 from pathlib import Path
 from finetune.training import checkpoints
+from index import folders
 
 def instant(event, arguments):
     # Every file that is opened, folder that is made or renamed is an instant to be killed at.
@@ -28,7 +30,7 @@ def instant(event, arguments):
 
 out, value = Path(sys.argv[1]), sys.argv[2]
 sys.addaudithook(instant)
-with checkpoints.staged(out / "checkpoint-40", step=40) as folder:
+with folders.staged(out / "checkpoint-40", step=40) as folder:
     (folder / "weights.bin").write_text(value * 70_000)
     (folder / "inner").mkdir()
     (folder / "inner" / "state.json").write_text(value)
@@ -38,7 +40,7 @@ os.write(1, b"!")
 
 
 def save(output_dir: Path, step: int, text: str = "x") -> Path:
-    with checkpoints.staged(output_dir / f"checkpoint-{step}", step=step) as folder:
+    with folders.staged(output_dir / f"checkpoint-{step}", step=step) as folder:
         (folder / "weights.bin").write_text(text * 100)
         (folder / "inner").mkdir()
         (folder / "inner" / "state.json").write_text("{}")
@@ -51,7 +53,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_saved_folder_is_whole_and_says_of_what_it_is_made(tmp_path: Path) -> None:
     folder = save(tmp_path / "out", 40)
-    assert checkpoints.whole(folder) == ""
+    assert folders.whole(folder) == ""
     assert names(tmp_path / "out") == {"checkpoint-40"}
     content = json.loads((folder / "complete.json").read_text())
     assert content["step"] == 40
@@ -68,18 +70,18 @@ def test_files_are_readable_as_others_of_this_user(tmp_path: Path) -> None:
 def test_an_error_leaves_nothing_and_the_old_one_untouched(tmp_path: Path) -> None:
     folder = save(tmp_path, 40, "old")
     for error in (ValueError("odd"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), checkpoints.staged(folder) as part:
+        with pytest.raises(type(error)), folders.staged(folder) as part:
             (part / "weights.bin").write_text("half")
             raise error
         assert names(tmp_path) == {"checkpoint-40"}
         assert (folder / "weights.bin").read_text() == "old" * 100
-        assert checkpoints.whole(folder) == ""
+        assert folders.whole(folder) == ""
 
 
 def test_a_folder_is_replaced_through_a_link(tmp_path: Path) -> None:
     save(tmp_path / "big", 40, "old")
     (tmp_path / "out").symlink_to(tmp_path / "big" / "checkpoint-40")
-    with checkpoints.staged(tmp_path / "out") as part:
+    with folders.staged(tmp_path / "out") as part:
         (part / "weights.bin").write_text("new")
     assert (tmp_path / "big" / "checkpoint-40" / "weights.bin").read_text() == "new"
     assert names(tmp_path / "big") == {"checkpoint-40"}
@@ -104,7 +106,7 @@ def test_what_is_wrong_is_said_and_passed_over(tmp_path: Path, harm: object, phr
     first, second = save(tmp_path, 20), save(tmp_path, 40)
     assert callable(harm)
     harm(second)
-    assert checkpoints.whole(second) == phrase
+    assert folders.whole(second) == phrase
     told: list[str] = []
     assert checkpoints.latest(tmp_path, told.append) == first
     assert told == ([f"'{second}' is passed over: {phrase}"] if second.is_dir() else [])
@@ -140,9 +142,9 @@ def test_a_cut_checkpoint_does_not_count_among_those_to_keep(tmp_path: Path) -> 
 
 
 def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
-    with checkpoints.staged(tmp_path / "checkpoint-1") as one:
+    with folders.staged(tmp_path / "checkpoint-1") as one:
         (one / "a").write_text("a")
-        with checkpoints.staged(tmp_path / "checkpoint-2") as two:
+        with folders.staged(tmp_path / "checkpoint-2") as two:
             (two / "b").write_text("b")
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2"}
 
@@ -158,7 +160,7 @@ def test_killed_at_any_instant_a_whole_checkpoint_stays(tmp_path: Path) -> None:
         ended = _killed_at(out, instants)
         found = checkpoints.latest(out, lambda line: pytest.fail(line))
         assert found == out / "checkpoint-40"  # the old one or the new one, never the one before, never a half
-        assert checkpoints.whole(out / "checkpoint-20") in ("", "there is no such folder")
+        assert folders.whole(out / "checkpoint-20") in ("", "there is no such folder")
         seen.add((found / "weights.bin").read_text()[:3])
         save(out, 60)
         assert not any(name.startswith(".") for name in names(out))
@@ -217,7 +219,7 @@ def test_a_full_disk_gives_its_own_error_and_leaves_the_last_checkpoint(small_di
         lambda at: (at / "state.json").write_text("x" * (2 << 20)),
         lambda at: (at / "state.json").write_text("x" * room),  # no room for what vouches for it
     ):
-        with pytest.raises(OSError) as caught, checkpoints.staged(small_disk / "checkpoint-40") as part:
+        with pytest.raises(OSError) as caught, folders.staged(small_disk / "checkpoint-40") as part:
             write(part)
         assert caught.value.errno == errno.ENOSPC
         assert names(small_disk) == {"checkpoint-20"}

@@ -36,7 +36,8 @@ def trained(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from finetune import methods
     from finetune.config import checked
-    from finetune.training import checkpoints, machine
+    from finetune.training import machine
+    from index import folders
     from rag_app.engines import checkpoints as models
 
     config = checked(
@@ -49,7 +50,7 @@ def trained(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
     out = tmp_path_factory.mktemp("run")
-    with checkpoints.staged(out / "adapter") as part:
+    with folders.staged(out / "adapter") as part:
         methods.save(model, part, config)
         (part / "run.json").write_text(json.dumps(machine.what_ran(config, [], source)))
     return out

@@ -17,7 +17,7 @@ from finetune.compress.student import divergence
 from finetune.errors import MethodInvalid
 from finetune.evaluation import perplexity
 from finetune.example import Example, write_examples
-from finetune.training import checkpoints
+from index import folders
 from rag_app.engines.layout import Layout
 
 TEXTS = (
@@ -253,7 +253,7 @@ def test_weights_are_pruned_and_distilled_back(
     )
     assert code == 0
     assert json.loads((out / "prune.json").read_text()) == report
-    assert checkpoints.whole(out) == ""
+    assert folders.whole(out) == ""
     before, pruned, distilled = (report["stages"][name] for name in ("before", "pruned", "distilled"))
     kept, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     linear = sum(one.weight.numel() for one in sparse.linears(depth.layers(kept)).values())
@@ -348,7 +348,7 @@ def test_a_full_disk_leaves_the_earlier_model_and_no_half_one(
     small_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     out = tmp_path / "pruned"
-    with checkpoints.staged(out) as part:
+    with folders.staged(out) as part:
         (part / "config.json").touch()
     request.getfixturevalue("full_disk")
     code, report = run(capsys, small_base, "--out", out, "--data", data, "--layers", 1, "--force")

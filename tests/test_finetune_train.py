@@ -17,6 +17,7 @@ from finetune.config import read_config
 from finetune.example import Example, write_examples
 from finetune.training import checkpoints, folder
 from finetune.training.train import prepare
+from index import folders
 from rag_app.decoding import Decoding
 from rag_app.prompt import NOT_FOUND, PROMPT_VERSION
 
@@ -92,7 +93,7 @@ def test_a_run_leaves_an_adapter_and_all_that_made_it(said: Said, tmp_path: Path
     found = losses(result)
     assert len(found) == 6 and min(found[3:]) < 0.9 * found[0]
     out = tmp_path / "out"
-    assert result["adapter"] == str(out / "adapter") and checkpoints.whole(out / "adapter") == ""
+    assert result["adapter"] == str(out / "adapter") and folders.whole(out / "adapter") == ""
     kept = json.loads((out / "adapter" / "run.json").read_text())
     assert (kept["method"], kept["prompt_version"], kept["steps"]) == ("lora", PROMPT_VERSION, 6)
     assert kept["config"]["learning_rate"] == 2e-3 and kept["config_with_defaults"]["lora_r"] == 16
@@ -147,7 +148,7 @@ def test_checkpoints_are_few_whole_and_the_best_among_them(said: Said, tmp_path:
     _, result, _ = said("save_total_limit=1", "eval_steps=2", "metric_for_best_model=loss")
     folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert folders == sorted({"checkpoint-6", f"checkpoint-{result['best_step']}"})
-    assert all(checkpoints.whole(tmp_path / "out" / name) == "" for name in folders)
+    assert all(folders.whole(tmp_path / "out" / name) == "" for name in folders)
     assert not list((tmp_path / "out").glob(".*"))
     best = min((one for one in result["history"] if "eval_loss" in one), key=lambda one: one["eval_loss"])
     assert best["step"] == result["best_step"]
@@ -165,7 +166,7 @@ def test_the_loss_becomes_no_number(said: Said, tmp_path: Path) -> None:
     code, result, err = said("learning_rate=1e30", "warmup_steps=0", "save_steps=1", "eval_steps=100")
     assert code == 1 and "the loss is nan at step" in result["error"] and "lower learning_rate" in result["error"]
     assert err.strip().splitlines()[-1] == f"rag-finetune: {result['error']}"
-    assert all(checkpoints.whole(path) == "" for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert all(folders.whole(path) == "" for path in (tmp_path / "out").glob("checkpoint-*"))
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_a_checkpoint_cut_short_is_passed_over_or_refused(said: Said, tmp_path: 
     code, resumed, err = said(flags=("--resume",))
     assert code == 0 and "'checkpoint-6' is passed over" in err.replace(f"{out}/", "")
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
-    assert checkpoints.whole(out / "checkpoint-6") == ""
+    assert folders.whole(out / "checkpoint-6") == ""
 
 
 def test_a_finished_run_is_not_overwritten(said: Said, tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_run_that_lacks_nothing_but_its_adapter_gets_it(again: Again, tmp_path
     out = tmp_path / "out"
     assert again(flags=("--resume",))[0] == 0
     ran = json.loads((out / "adapter" / "run.json").read_text())
-    assert (ran["steps"], len(losses(ran))) == (4, 4) and checkpoints.whole(out / "adapter") == ""
+    assert (ran["steps"], len(losses(ran))) == (4, 4) and folders.whole(out / "adapter") == ""
     name = "adapter_model.safetensors"
     assert (out / "adapter" / name).read_bytes() == (out / "checkpoint-4" / name).read_bytes()
 

@@ -21,7 +21,7 @@ from finetune.errors import ConfigInvalid, DatasetEmpty
 from finetune.evaluation import adapters, evaluate, generate, perplexity
 from finetune.evaluation.evaluate import sample
 from finetune.example import Example
-from finetune.training import checkpoints
+from index import folders
 from index.errors import RagError
 from rag_app.engines.layout import Layout
 
@@ -117,7 +117,7 @@ def prune(
         stages["distilled"] = _measured(model, layout, held_out, progress)
     report = {"base_model": base, **asdict(how), **removed, "training": len(training), "held_out": len(held_out)}
     report["stages"] = {name: asdict(stage) for name, stage in stages.items()}
-    with checkpoints.staged(out) as part:
+    with folders.staged(out) as part:
         model.to(torch.bfloat16).save_pretrained(part)
         layout.tokenizer.save_pretrained(part)
         (part / REPORT).write_text(json.dumps(report, indent=1), "utf-8")
@@ -153,7 +153,7 @@ def free(out: Path, force: bool, read: str | None = None) -> Path:
         raise RagError(f"'{out}' is there already: name another folder, or replace it with --force")
     if read and Path(read).expanduser().resolve() == out.resolve():
         raise RagError(f"'{out}' is what is read, and would be lost: name another folder")
-    if not (out / checkpoints.COMPLETE).is_file():
+    if not (out / folders.COMPLETE).is_file():
         raise RagError(f"'{out}' holds what is none of ours, and would be lost: name another folder")
     return out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckpointInvalid
-from finetune.training import checkpoints
+from index import folders
 from rag_app.engines.outside import one_line
 from rag_app.errors import ModelNotFound
 from rag_app.prompt import PROMPT_VERSION
@@ -37,7 +37,7 @@ def find(name: str) -> Adapter | None:
     folder = next((one for one in (place, place / "adapter") if _is_adapter(one)), None)
     if folder is None:
         return None
-    if (folder / checkpoints.COMPLETE).exists() and (lack := checkpoints.whole(folder)):
+    if (folder / folders.COMPLETE).exists() and (lack := folders.whole(folder)):
         raise CheckpointInvalid(f"the adapter '{folder}' is not whole: {lack}. Take another, or train again")
     adapter = Adapter(folder, _run(folder))
     version = adapter.run.get("prompt_version", PROMPT_VERSION)

@@ -1,70 +1,13 @@
-"""Folders that a run leaves behind, complete or absent whatever ends it. Knows nothing of what their files hold.
+"""The checkpoints of a run, each complete or absent (`index.folders`). Knows nothing of what their files hold."""
 
-OUT/checkpoint-40/                  what was written, and
-                  complete.json     bytes and SHA-256 of every file, the step, the time; the last file written
-OUT/.checkpoint-40.1f0c2a.part/     one that is being written or removed; held by a lock while its process lives
-OUT/.checkpoint-40.1f0c2a.old/      one that is being replaced; goes back to its place if its process dies meanwhile
-"""
-
-import json
-import os
 import re
-import secrets
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from index.generation import flush, sha256
+from index.folders import beside, lack, read, restore, whole
 
-try:
-    import fcntl
-except ImportError:  # Windows: leftovers of killed runs stay
-    fcntl = None  # type: ignore[assignment]
-
-COMPLETE = "complete.json"
 NAME = re.compile(r"checkpoint-([0-9]+)")
-_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{6}\.(part|old)")
-_SYSTEM_ERROR = re.compile(r"\(os error ([0-9]+)\)")
-"""How libraries in Rust tell what the system said."""
-
-
-@contextmanager
-def staged(folder: Path, **facts: Any) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` that takes its place at the end, whole, or vanishes if an error ends it.
-
-    A `folder` that is there is replaced. Of several processes, one may do this, once all have written.
-
-    Args:
-        folder: what shall be there in the end.
-        facts: what stands in `complete.json` beside the files, such as the step.
-
-    Raises:
-        OSError: the disk is full or cannot be written to; whatever was there before is still there.
-    """
-    folder = Path(os.path.realpath(folder))  # a link keeps leading to it
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    restore(folder.parent)
-    part = _beside(folder, "part")
-    try:
-        part.mkdir()
-        with held(part):
-            try:
-                yield part
-                _seal(part, facts)
-                _publish(part, folder)
-            except Exception as error:
-                _tell_of_the_disk(part, error)
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def whole(folder: Path) -> str:
-    """Nothing, if a folder is, byte for byte, what was written; else what is wrong: 'x.bin is 12 of 4,096 bytes'."""
-    return _lack(folder, hashed=True)
 
 
 def latest(output_dir: Path, warn: Callable[[str], None] | None = None) -> Path | None:
@@ -76,115 +19,26 @@ def latest(output_dir: Path, warn: Callable[[str], None] | None = None) -> Path 
     """
     restore(output_dir)
     for folder in reversed(_checkpoints(output_dir)):
-        if not (lack := whole(folder)):
+        if not (fault := whole(folder)):
             return folder
         if warn:
-            warn(f"'{folder}' is passed over: {lack}")
+            warn(f"'{folder}' is passed over: {fault}")
     return None
 
 
 def some(output_dir: Path) -> bool:
     """Whether there are checkpoints that were finished, whole or damaged since."""
-    return any(not _lack(folder, hashed=False) for folder in _checkpoints(output_dir))
+    return any(not lack(folder, hashed=False) for folder in _checkpoints(output_dir))
 
 
 def prune(output_dir: Path, keep: int, best: Path | None) -> None:
     """Removes all but the `keep` newest checkpoints and the best one. What was never finished stays: it is not ours."""
-    finished = [folder for folder in _checkpoints(output_dir) if not _lack(folder, hashed=False)]
+    finished = [folder for folder in _checkpoints(output_dir) if not lack(folder, hashed=False)]
     for folder in finished[: -keep or None]:
         if best is None or folder.resolve() != best.resolve():
-            part = _beside(folder, "part")
+            part = beside(folder, "part")
             folder.rename(part)  # one that is half removed would look like one that is damaged
             shutil.rmtree(part, ignore_errors=True)
-
-
-def restore(output_dir: Path) -> None:
-    """Removes what killed runs were writing, and puts back what they were replacing."""
-    if not output_dir.is_dir():
-        return
-    for path in sorted(output_dir.iterdir()):
-        if (found := _LEFTOVER.fullmatch(path.name)) and path.is_dir():
-            with suppress(OSError), held(path) as free:
-                place = path.with_name(found[1])
-                if free and found[2] == "old" and not place.exists():
-                    path.rename(place)
-                elif free:
-                    shutil.rmtree(path, ignore_errors=True)
-
-
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{secrets.token_hex(3)}.{kind}")
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[bool | None]:
-    """Marks a folder as in use until the end or the process's death; gives if it was free, None where nobody knows."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield _locked(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool | None:
-    if not fcntl:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return None
-    return True
-
-
-def _seal(part: Path, facts: dict[str, Any]) -> None:
-    """Puts all files on disk, and then the file that vouches for them."""
-    found = sorted(part.rglob("*"))
-    files = [path for path in found if path.is_file()]
-    for path in files:
-        flush(path)
-    held = {path.relative_to(part).as_posix(): [path.stat().st_size, sha256(path)] for path in files}
-    content = {**facts, "saved": time.time(), "files": held}
-    (part / COMPLETE).write_text(json.dumps(content, indent=1), "utf-8")
-    for path in (part / COMPLETE, *(path for path in found if path.is_dir()), part):
-        flush(path)
-
-
-def _publish(part: Path, folder: Path) -> None:
-    if not folder.is_dir():
-        part.rename(folder)
-        return flush(folder.parent)
-    old = _beside(folder, "old")  # no system call of Python's replaces a folder that is not empty
-    with held(folder):
-        try:
-            folder.rename(old)
-            part.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
-        flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _tell_of_the_disk(part: Path, error: Exception) -> None:
-    """Libraries that write files raise errors of their own on a full disk; writing once more tells the true one.
-
-    Raises:
-        OSError: nothing can be written.
-    """
-    if isinstance(error, OSError):
-        return
-    if found := _SYSTEM_ERROR.search(str(error)):
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(part)) from error
-    try:
-        with (part / ".probe").open("wb") as stream:
-            stream.write(bytes(1 << 16))
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as true:
-        raise true from error
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
@@ -199,33 +53,6 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 def _saved(folder: Path) -> float:
     """Unix time; that of the folder where nothing tells it."""
     try:
-        return float(_read(folder)["saved"])
+        return float(read(folder)["saved"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder.stat().st_mtime
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / COMPLETE).read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError
-    return content
-
-
-def _lack(folder: Path, hashed: bool) -> str:
-    if not folder.is_dir():
-        return "there is no such folder"
-    try:
-        files = {name: (int(size), str(digest)) for name, (size, digest) in _read(folder)["files"].items()}
-    except FileNotFoundError:
-        return f"it is not finished (it has no {COMPLETE})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{COMPLETE} cannot be read"
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if (held := path.stat().st_size) != size:
-            return f"{name} is {held:,} of {size:,} bytes"
-        if hashed and sha256(path) != digest:
-            return f"{name} has changed since it was written"
-    return ""

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.config import Config
 from finetune.errors import CheckpointInvalid, ConfigInvalid
 from finetune.training import checkpoints
+from index import folders
 from index.console import warn
 
 ADAPTER = "adapter"
@@ -25,7 +26,7 @@ CHANGEABLE = frozenset(
 """Settings that may be others when a run goes on. Models and data are told by their content, wherever they are."""
 LEFT_OUT = frozenset(
     {
-        "optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", checkpoints.COMPLETE,
+        "optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", folders.COMPLETE,
         "optimizer.bin", "pytorch_model_fsdp.bin", "latest", "zero_to_fp32.py",
     }
 )  # fmt: skip
@@ -41,7 +42,7 @@ def held(out: Path) -> Iterator[None]:
         OSError: it cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with checkpoints.held(out) as free:
+    with folders.held(out) as free:
         if free is False:
             raise ConfigInvalid(f"another run is writing into '{out}': wait for it, or give another output_dir")
         yield
@@ -80,7 +81,7 @@ def origin(config: Config, out: Path) -> Path | None:
 
 
 def _named(folder: Path) -> Path:
-    if lack := checkpoints.whole(folder):
+    if lack := folders.whole(folder):
         other = checkpoints.latest(folder.parent)
         remedy = f"give '{other}', the newest whole one" if other else "start anew without resume_from_checkpoint"
         raise CheckpointInvalid(f"the checkpoint '{folder}' is not whole ({lack}): {remedy}")
@@ -143,7 +144,7 @@ def keep(source: Path, out: Path, result: Mapping[str, Any], tokenizer: Any = No
     Raises:
         OSError: the disk is full; an adapter that was there is still there.
     """
-    with checkpoints.staged(out / ADAPTER) as part:
+    with folders.staged(out / ADAPTER) as part:
         for path in source.iterdir():
             if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("rng_state"):
                 shutil.copy2(path, part / path.name)

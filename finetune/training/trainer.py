@@ -28,6 +28,7 @@ from finetune.training.folder import RUN
 from finetune.training.forward import labelled, losses
 from finetune.training.optimizer import MasterWeights
 from finetune.training.rows import IGNORED, Row, collate, collate_padded
+from index import folders
 
 Evaluation = Callable[[Any, int], Mapping[str, float]]
 """Scores of a model at a step: 'loss', and 'score' where examples were answered."""
@@ -133,7 +134,7 @@ class AnswerTrainer(SFTTrainer):
         """Written beside its place and moved there whole; older ones but the best are removed afterwards."""
         step = self.state.global_step
         place, first = self.folder / f"checkpoint-{step}", self.args.should_save
-        with checkpoints.staged(place, step=step) if first else nullcontext() as made:
+        with folders.staged(place, step=step) if first else nullcontext() as made:
             part = broadcast_object_list([made])[0]  # of several processes, each writes what it alone knows
             self._write_checkpoint(part)
             self.accelerator.wait_for_everyone()
