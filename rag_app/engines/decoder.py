@@ -5,15 +5,18 @@ the KV cache, and a later prompt takes from one as many leading batches as are t
 of another shape are rounded otherwise; because only whole batches are taken over, an answer does not depend on what
 was asked before. For that reason the tokens of an earlier reply, which were evaluated one by one, are not taken over:
 where they come back in a prompt they are read in batches, like the rest of it.
+
+What was read with an adapter is taken over only for prompts that are read with the same ones, at the same weights.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rag_app.engines.loras import Key, Loras, Use
 from rag_app.engines.native import Model, Refused, cores
 
 BATCH = 128
@@ -60,9 +63,13 @@ class _Slot:
     logits: Any = None
     """What follows them, where that is known."""
     used: int = 0
+    adapters: Key = ()
+    """That it was read with."""
 
-    def shared(self, prompt: list[Batch]) -> list[Batch]:
+    def shared(self, prompt: list[Batch], adapters: Key) -> list[Batch]:
         """The leading batches that the prompt has, too; not its last one where the logits are not known."""
+        if adapters != self.adapters:
+            return []
         most = len(prompt) if self.logits is not None and self.batches == prompt else len(prompt) - 1
         same = 0
         while same < min(len(self.batches), most) and self.batches[same] == prompt[same]:
@@ -71,7 +78,7 @@ class _Slot:
 
     def lost(self, prompt: list[Batch]) -> int:
         """Tokens that would have to be read again for its own prompt."""
-        return _length(self.batches[len(self.shared(prompt)) :])
+        return _length(self.batches[len(self.shared(prompt, self.adapters)) :])
 
 
 class Decoder:
@@ -91,6 +98,7 @@ class Decoder:
         self._slots = [_Slot(number) for number in range(self._open(slots or (model.slots if model.rewinds else 1)))]
         self._memory = self._api.llama_get_memory(self._context)
         self._slot = self._slots[0]
+        self._loras = Loras(model)
         self._end = self._clock = 0
         self._next: Any = None
         self._batch = _Arrays(self._api, batch)
@@ -112,14 +120,20 @@ class Decoder:
             raise Refused("memory", f"no memory for a window of {self._model.n_ctx:,} tokens")
         return self._open(1)
 
-    def read(self, prompt: list[Batch], unwanted: Callable[[], bool] = lambda: False) -> Iterator[int]:
-        """Evaluates a prompt, batch by batch; ends early once it is `unwanted`.
+    def read(
+        self, prompt: list[Batch], unwanted: Callable[[], bool] = lambda: False, adapters: Sequence[Use] = ()
+    ) -> Iterator[int]:
+        """Evaluates a prompt, batch by batch; ends early once it is `unwanted`. The reply has the same adapters.
 
         Yields:
             how many tokens need no evaluation any more: first those reused, then after each batch.
+
+        Raises:
+            Refused: 'adapter' where one cannot be loaded.
         """
-        slot, shared = self._choose(prompt)
-        self._slot = slot
+        applied = self._loras.apply(self._context, adapters)
+        slot, shared = self._choose(prompt, applied)
+        self._slot, slot.adapters = slot, applied
         self._clock += 1
         slot.used = self._clock
         self._rewind(len(shared))
@@ -149,7 +163,7 @@ class Decoder:
         for slot in self._slots:
             slot.batches, slot.logits = [], None
 
-    def _choose(self, prompt: list[Batch]) -> tuple[_Slot, list[Batch]]:
+    def _choose(self, prompt: list[Batch], adapters: Key) -> tuple[_Slot, list[Batch]]:
         """The slot to work in: one whose whole prompt this one begins with, else the one longest unused.
 
         The latter takes over what another has in common with the prompt, so that the other keeps the rest of its own;
@@ -157,9 +171,11 @@ class Decoder:
         """
         if not self._model.rewinds:
             return self._slots[0], []
-        best = max(self._slots, key=lambda slot: (_length(slot.shared(prompt)), -slot.lost(prompt), -slot.used))
+        best = max(
+            self._slots, key=lambda slot: (_length(slot.shared(prompt, adapters)), -slot.lost(prompt), -slot.used)
+        )
         oldest = min(self._slots, key=lambda slot: slot.used)
-        shared, own, lost = best.shared(prompt), oldest.shared(prompt), best.lost(prompt)
+        shared, own, lost = best.shared(prompt, adapters), oldest.shared(prompt, adapters), best.lost(prompt)
         if shared and (lost == 0 or (lost < WORTH_COPYING and oldest.batches)):
             return best, shared
         if _length(shared) - _length(own) >= WORTH_COPYING:

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -13,19 +13,25 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr
 
+from rag_app.adapters.manifest import GGUF
 from rag_app.decoding import Decoding
+from rag_app.engines.checkpoints import find
 from rag_app.engines.line import Line
 from rag_app.engines.process import Event
-from rag_app.errors import SettingInvalid
+from rag_app.errors import AdapterInvalid, SettingInvalid
+from rag_app.fingerprint import fingerprint
 from rag_app.models import locate
 from rag_app.prompt import Message, Role
+
+if TYPE_CHECKING:
+    from rag_app.adapters.registry import Entry
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 ABLE = frozenset(
     {"top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
 )
 """Settings of `Decoding` that this engine has, beside those of every engine."""
-PER_REPLY = frozenset({"max_tokens", "grammar", "quotes"})
+PER_REPLY = frozenset({"max_tokens", "grammar", "quotes", "adapters"})
 """Keyword arguments of `stream` and `invoke`."""
 
 
@@ -65,7 +71,7 @@ class LlamaCpp(BaseChatModel):
     @property
     def abilities(self) -> frozenset[str]:
         """What `stream` takes beside `stop` and `max_tokens`."""
-        return frozenset({"grammar", "quotes"})
+        return frozenset({"grammar", "quotes", "adapters"})
 
     def check(self) -> str:
         """The model's file name, without loading it.
@@ -79,6 +85,23 @@ class LlamaCpp(BaseChatModel):
     def file(self) -> Path:
         """The model file; raises as `check` does."""
         return locate(self.path)
+
+    def fingerprint(self) -> str:
+        """Tells the model's weights from others (rag_app.fingerprint); raises as `check` does."""
+        return fingerprint(find(str(self.file())))
+
+    def adapter(self, entry: "Entry") -> str:
+        """What `stream` takes for an adapter: its GGUF file.
+
+        Raises:
+            AdapterInvalid: it has none.
+        """
+        if entry.gguf is None:
+            raise AdapterInvalid(
+                f"the adapter '{entry.name}' has no {GGUF} for llama.cpp: make one with rag-finetune export RUN --to "
+                "gguf-lora, then add it again with --force"
+            )
+        return str(entry.gguf)
 
     def start(self) -> None:
         """Starts the worker and its loading of the model, without waiting for either; raises as `check` does."""
@@ -147,6 +170,7 @@ class LlamaCpp(BaseChatModel):
             "settings": asdict(settings),
             "grammar": kwargs.get("grammar"),
             "quotes": None if kwargs.get("quotes") is None else list(kwargs["quotes"]),
+            "adapters": [[str(path), float(weight)] for path, weight in kwargs.get("adapters") or ()],
         }
 
 

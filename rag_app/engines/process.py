@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rag_app.errors import ModelInvalid, PromptTooLong, SettingInvalid, WorkerDied
+from rag_app.errors import AdapterInvalid, ModelInvalid, PromptTooLong, SettingInvalid, WorkerDied
 from rag_app.models import REMEDY
 
 PATIENCE = 5.0
@@ -97,6 +97,11 @@ class Process:
             return ModelInvalid(
                 f"the model '{self._path}' cannot be loaded: it is cut short, damaged, or of a kind that this "
                 "llama.cpp does not know. Fetch it again, or give another with --model"
+            )
+        if kind == "adapter":
+            return AdapterInvalid(
+                f"the adapter cannot be used with this model: {message}. Take another with rag-app adapters use, or none "
+                "with rag-app adapters off"
             )
         if kind == "memory":
             return ModelInvalid(f"the model '{self._path}' cannot be loaded: {message}. Make n_ctx smaller")

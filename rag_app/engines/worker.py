@@ -6,12 +6,12 @@ an out-of-memory kill in native code ends one answer and no more. Requests, and 
     {"op": "load", "path", "n_ctx"}        loaded {n_ctx, slots}
     {"op": "count", "id", "messages"}      counted {tokens}; at once, whatever else is being done
     {"op": "forget", "id"}                 forgotten: no beginning of a prompt is kept any more
-    {"op": "generate", "id", "messages", "settings", "grammar", "quotes"}
+    {"op": "generate", "id", "messages", "settings", "grammar", "quotes", "adapters"}
                                            reading {prompt_tokens, cached_tokens} …, token {text, completion_tokens} …,
                                            done {reason, prompt_tokens, cached_tokens, completion_tokens}
     {"op": "cancel", "id"}                 ends that generation early, with reason 'cancelled'
 
-`messages` are [role, content]; `settings` are those of `Decoding`. Anything may be answered by `error {kind, message}`
+`messages` are [role, content]; `settings` are those of `Decoding`; `adapters` are [GGUF file, weight]. Anything may be answered by `error {kind, message}`
 instead. A chat template that does not come to an end within TEMPLATE_LIMIT seconds ends the process by SIGALRM: it is a
 program that came with the model, and nothing else stops one that loops in native code. When stdin closes, the process
 ends at once.
@@ -137,6 +137,7 @@ class _Reply:
         self._room = min(settings["max_tokens"], model.n_ctx - len(tokens))
         if self._room < 1:
             raise Refused("too_long", f"{len(tokens):,} tokens in a window of {model.n_ctx:,}")
+        self._adapters = [(path, weight) for path, weight in request.get("adapters") or ()]
         self._sampler = Sampler(model, settings, tokens, request.get("grammar"), mask)
         self._stops = Stops(settings["stop"])
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
@@ -145,7 +146,7 @@ class _Reply:
 
     def events(self, decoder: Decoder, unwanted: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """The events of a generation, with their values."""
-        for number, done in enumerate(decoder.read(self._prompt, unwanted)):
+        for number, done in enumerate(decoder.read(self._prompt, unwanted, self._adapters)):
             if number == 0:
                 self._counts["cached_tokens"] = done
             yield "reading", self._counts
