@@ -245,7 +245,7 @@ def test_loading_says_nothing(bundled: TransformersChat, said: io.StringIO) -> N
     assert bundled.check() == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert bundled.window() == 4096
     assert bundled.engine == "transformers"
-    assert bundled.abilities == {"quotes"}
+    assert bundled.abilities == {"quotes", "adapters"}
 
 
 def test_tokens_are_the_bytes_that_llama_cpp_has(bundled: TransformersChat) -> None:

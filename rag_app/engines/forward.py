@@ -6,12 +6,13 @@ the same prompt gives the same numbers whatever was asked before.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rag_app.decoding import Decoding
 from rag_app.engines import contrastive
 from rag_app.engines.quoting import QuoteMask
+from rag_app.engines.tuned import Key, Tuned, Use
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,8 @@ class Forward:
 
     def __init__(self, model: Any, ends: frozenset[int]) -> None:
         self._model, self._ends = model, ends
+        self._tuned = Tuned(model)
+        self._adapters: Key = ()
         keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if keeps else {}
         self._cache: Any = None
@@ -32,12 +35,21 @@ class Forward:
         self._hidden: list[torch.Tensor] = []
         self._logits: Any = None
 
-    def read(self, prompt: list[Batch], decoding: Decoding, unwanted: Unwanted) -> Iterator[int]:
-        """Evaluates a prompt, batch by batch; ends early once it is `unwanted`.
+    def read(
+        self, prompt: list[Batch], decoding: Decoding, unwanted: Unwanted, adapters: Sequence[Use] = ()
+    ) -> Iterator[int]:
+        """Evaluates a prompt, batch by batch; ends early once it is `unwanted`. The reply has the same adapters.
 
         Yields:
             before each batch how many tokens need no evaluation any more; the first number is of those reused.
+
+        Raises:
+            AdapterInvalid: an adapter cannot be loaded.
         """
+        applied = self._tuned.apply(adapters)
+        if applied != self._adapters:
+            self.forget()
+        self._adapters = applied
         hidden = decoding.penalty_alpha > 0  # of every token, so that nothing can be taken over
         if decoding.num_beams > 1:  # each reads the last token for itself
             prompt = [batch for batch in (*prompt[:-1], prompt[-1][:-1]) if batch]

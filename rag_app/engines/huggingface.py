@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr
 
 from index.errors import RagError
+from rag_app.adapters.manifest import WEIGHTS
 from rag_app.decoding import Decoding
 from rag_app.engines import checkpoints
 from rag_app.engines.decoder import Batch, cut
@@ -25,13 +26,18 @@ from rag_app.engines.outside import Tally, one_line
 from rag_app.engines.pieces import ends, pieces, spaced
 from rag_app.engines.quoting import QuoteMask, Vocabulary
 from rag_app.engines.stops import Stops
+from rag_app.engines.tuned import Use
 from rag_app.engines.turns import Turns
-from rag_app.errors import PromptTooLong, SettingInvalid, WorkerDied
+from rag_app.errors import AdapterInvalid, PromptTooLong, SettingInvalid, WorkerDied
+from rag_app.fingerprint import fingerprint
 from rag_app.prompt import Message, Role
+
+if TYPE_CHECKING:
+    from rag_app.adapters.registry import Entry
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 ABLE = frozenset(asdict(Decoding()))
-PER_REPLY = frozenset({"max_tokens", "quotes"})
+PER_REPLY = frozenset({"max_tokens", "quotes", "adapters"})
 """Keyword arguments of `stream` and `invoke`, beside `stop`."""
 
 
@@ -80,7 +86,7 @@ class TransformersChat(BaseChatModel):
     @property
     def abilities(self) -> frozenset[str]:
         """What `stream` takes beside `stop` and `max_tokens`."""
-        return frozenset({"quotes"})
+        return frozenset({"quotes", "adapters"})
 
     def check(self) -> str:
         """The model's name, without loading it.
@@ -90,6 +96,23 @@ class TransformersChat(BaseChatModel):
             ModelInvalid: the file is no GGUF, the folder no model's.
         """
         return checkpoints.find(self.path).name
+
+    def fingerprint(self) -> str:
+        """Tells the model's weights from others (rag_app.fingerprint); raises as `check` does."""
+        return fingerprint(checkpoints.find(self.path))
+
+    def adapter(self, entry: "Entry") -> str:
+        """What `stream` takes for an adapter: its folder.
+
+        Raises:
+            AdapterInvalid: it has no form for Transformers.
+        """
+        if entry.peft is None:
+            raise AdapterInvalid(
+                f"the adapter '{entry.name}' has no {WEIGHTS} for Transformers: add the run that it was exported from, "
+                "with --force"
+            )
+        return str(entry.peft)
 
     def start(self) -> None:
         """Begins to load the model without waiting for it; raises as `check` does."""
@@ -177,7 +200,8 @@ class TransformersChat(BaseChatModel):
         stops = (*self.decoding.stop, *([stop] if isinstance(stop, str) else stop or ()))
         decoding = Decoding(**{**asdict(self.decoding), **given, "stop": stops})
         turns = [Message(ROLES[m.type], str(m.text)) for m in messages]
-        return _Reply(self._loaded, turns, decoding, kwargs.get("quotes"))
+        adapters = [(str(folder), float(weight)) for folder, weight in kwargs.get("adapters") or ()]
+        return _Reply(self._loaded, turns, decoding, kwargs.get("quotes"), adapters)
 
 
 def _check(decoding: Decoding) -> None:
@@ -220,8 +244,10 @@ class _Reply:
         messages: Sequence[Message],
         decoding: Decoding,
         quotes: Sequence[str] | None,
+        adapters: Sequence[Use],
     ) -> None:
         self._load, self._messages, self._decoding, self._quotes = loaded, messages, decoding, quotes
+        self._adapters = adapters
 
     def __call__(self, put: Callable[[Any], None], unwanted: Callable[[], bool]) -> None:
         """Makes it; gives arguments of `Tally.chunk`."""
@@ -249,7 +275,7 @@ class _Reply:
                 f"the prompt is too long: {length:,} tokens in a window of {loaded.window:,}. Shorten it"
             )
         decoding = Decoding(**{**asdict(self._decoding), "max_tokens": room})
-        for number, done in enumerate(loaded.forward.read(prompt, decoding, unwanted)):
+        for number, done in enumerate(loaded.forward.read(prompt, decoding, unwanted, self._adapters)):
             put({"prompt": length, "cached": done if number == 0 else 0})
         written, reason = 0, "cancelled"
         if not unwanted():

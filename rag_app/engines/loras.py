@@ -1,4 +1,4 @@
-"""LoRA adapters in llama.cpp: loaded once each, put onto a context and taken off again. Knows no prompts and no replies.
+"""LoRA adapters in llama.cpp: loaded once each, put onto a context and taken off again. Knows no prompts.
 
 The base model's weights stay as they are: an adapter adds its product of A and B where it has one.
 """

@@ -100,8 +100,8 @@ class Process:
             )
         if kind == "adapter":
             return AdapterInvalid(
-                f"the adapter cannot be used with this model: {message}. Take another with rag-app adapters use, or none "
-                "with rag-app adapters off"
+                f"the adapter cannot be used with this model: {message}. Take another with rag-app adapters use, or "
+                "none with rag-app adapters off"
             )
         if kind == "memory":
             return ModelInvalid(f"the model '{self._path}' cannot be loaded: {message}. Make n_ctx smaller")

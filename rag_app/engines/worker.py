@@ -11,10 +11,10 @@ an out-of-memory kill in native code ends one answer and no more. Requests, and 
                                            done {reason, prompt_tokens, cached_tokens, completion_tokens}
     {"op": "cancel", "id"}                 ends that generation early, with reason 'cancelled'
 
-`messages` are [role, content]; `settings` are those of `Decoding`; `adapters` are [GGUF file, weight]. Anything may be answered by `error {kind, message}`
-instead. A chat template that does not come to an end within TEMPLATE_LIMIT seconds ends the process by SIGALRM: it is a
-program that came with the model, and nothing else stops one that loops in native code. When stdin closes, the process
-ends at once.
+`messages` are [role, content]; `settings` are those of `Decoding`; `adapters` are [GGUF file, weight]. Anything may be
+answered by `error {kind, message}` instead. A chat template that does not come to an end within TEMPLATE_LIMIT seconds
+ends the process by SIGALRM: it is a program that came with the model, and nothing else stops one that loops in native
+code. When stdin closes, the process ends at once.
 """
 
 import codecs
