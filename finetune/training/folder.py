@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.config import Config
 from finetune.errors import CheckpointInvalid, ConfigInvalid
-from finetune.training import checkpoints
+from finetune.example import Example
+from finetune.training import checkpoints, heldout
 from index import folders
 from index.console import warn
 
@@ -132,13 +133,16 @@ def steps_of(checkpoint: Path) -> int:
     return int(state["global_step"])
 
 
-def keep(source: Path, out: Path, result: Mapping[str, Any], tokenizer: Any = None) -> None:
+def keep(
+    source: Path, out: Path, result: Mapping[str, Any], held: Sequence[Example] = (), tokenizer: Any = None
+) -> None:
     """Makes the adapter in a checkpoint the run's own.
 
     Args:
         source: the checkpoint. From its files, as of a model whose weights are shared out no process has all.
         out: the run's folder.
         result: what `run.json` holds.
+        held: questions that it was not trained on.
         tokenizer: put beside, where the adapter is a model to serve.
 
     Raises:
@@ -150,4 +154,5 @@ def keep(source: Path, out: Path, result: Mapping[str, Any], tokenizer: Any = No
                 shutil.copy2(path, part / path.name)
         if tokenizer:
             tokenizer.save_pretrained(part)
+        heldout.write(held, part)
         (part / RUN).write_text(json.dumps(result, indent=1, default=str), "utf-8")

@@ -1,6 +1,7 @@
 """One run of training, from its configuration to an adapter that is kept. The steps are the trainer's; this prepares.
 
-OUT/adapter/          the best one: weights, run.json (what ran, prompt version, base model, scores), complete.json
+OUT/adapter/          the best one: weights, run.json (what ran, prompt version, base model, scores), complete.json, and
+                      heldout.jsonl, questions to measure it on
 OUT/checkpoint-40/    adapter, optimiser, random states: what `resume_from_checkpoint` goes on from
 OUT/curves.html       loss, scores and speed over the steps
 OUT/data.json         what the run was trained and validated on: counts, lengths, what was left out
@@ -25,7 +26,7 @@ from finetune.data.report import Report
 from finetune.data.splits import split
 from finetune.errors import ConfigInvalid, DatasetEmpty
 from finetune.example import Example
-from finetune.training import checkpoints, estimate, folder, machine
+from finetune.training import checkpoints, estimate, folder, heldout, machine
 from finetune.training.progress import Line
 from finetune.training.rows import Row, rows, tokens
 from index.console import warn
@@ -42,6 +43,7 @@ class Prepared:
     train: list[Row]
     examples: list[Example]
     validation: list[Example]
+    heldout: list[Example]
     report: Report
     layout: Any
     source: Any
@@ -121,6 +123,7 @@ def prepare(config: Config) -> Prepared:
     examples, report = load_examples(config.datasets, config)
     report.layout = layout
     training, validation = _parts(config, examples, report)
+    held = heldout.chosen([*(one for one in examples if one.part == "test"), *validation], config.seed)
     if not training:
         raise DatasetEmpty("no example is left to train on: see what was dropped, or add data")
     training = mixed(training, config.mixture, config.seed, 0)
@@ -130,7 +133,7 @@ def prepare(config: Config) -> Prepared:
     report.dropped += skipped
     if not made:
         raise DatasetEmpty("every example is longer than sequence_len: raise it, or shorten them")
-    return Prepared(made, training, validation, report, layout, source)
+    return Prepared(made, training, validation, held, report, layout, source)
 
 
 def _parts(config: Config, examples: list[Example], report: Report) -> tuple[list[Example], list[Example]]:
@@ -206,7 +209,7 @@ def _run(
     }
     if trainer.args.should_save:
         source = trainer.best() or out / f"checkpoint-{trainer.state.global_step}"
-        folder.keep(source, out, result, tokenizer if config.adapter == "full" else None)
+        folder.keep(source, out, result, prepared.heldout, tokenizer if config.adapter == "full" else None)
         curves.write(trainer.state.log_history, out, trainer.state.best_global_step)
     trainer.accelerator.wait_for_everyone()
     return {**result, "adapter": str(out / folder.ADAPTER)}
