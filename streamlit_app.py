@@ -3,7 +3,7 @@
 import html
 import uuid
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import streamlit as st
 
@@ -62,7 +62,9 @@ def main() -> None:
 def begin(desk: Desk, chat: str, question: str, options: Options) -> None:
     """Starts an answer and draws the page anew: the question in it, the input closed, the address that of the chat."""
     try:
-        desk.chats.set_settings(chat, {**desk.chats.settings(chat), "strategy": options.strategy})
+        own = {"strategy": options.strategy, "adapter": options.adapter}
+        kept = {**desk.chats.settings(chat), **own}
+        desk.chats.set_settings(chat, {name: value for name, value in kept.items() if value is not None})
         desk.ask(chat, question, options)
     except RagError as error:
         draw_error(str(error))
@@ -96,22 +98,46 @@ def draw_sidebar(desk: Desk, chat: str) -> Options:
         strategy = st.selectbox(
             "Strategy", names, names.index(chosen), key=f"strategy-{st.query_params.get('chat', 'new')}"
         )
+        adapter = draw_adapter(desk, chat)
         if not desk.problem():
             status = desk.bot.index().status()
             st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
             for root in status["roots"]:
                 st.caption(f":material/folder: {as_markdown(shown(root))}")
             st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
-    return replace(desk.bot.options, strategy=strategy)
+            if in_use := desk.adapters_in_use():
+                st.caption(f":material/tune: {as_markdown(in_use)}")
+    return replace(desk.bot.options, strategy=strategy, adapter=adapter)
+
+
+def draw_adapter(desk: Desk, chat: str) -> str | None:
+    """Which adapter answers in this conversation; None: the one in use, whichever that comes to be."""
+    there = desk.adapters()
+    if not there:
+        return desk.bot.options.adapter
+    ways = [None, "off", *there]
+    kept = kept_setting(desk, chat, "adapter")
+    return st.selectbox(
+        "Adapter",
+        ways,
+        ways.index(kept) if kept in ways else 0,
+        format_func=lambda way: way or "the one in use",
+        key=f"adapter-{st.query_params.get('chat', 'new')}",
+    )
 
 
 def kept_strategy(desk: Desk, chat: str) -> str:
     """How this conversation is answered."""
-    try:
-        kept = desk.chats.settings(chat).get("strategy")
-    except RagError:  # the conversation itself will say it
-        kept = None
+    kept = kept_setting(desk, chat, "strategy")
     return kept if kept in get_args(Strategy) else desk.bot.options.strategy
+
+
+def kept_setting(desk: Desk, chat: str, name: str) -> Any:
+    """What this conversation has of its own."""
+    try:
+        return desk.chats.settings(chat).get(name)
+    except RagError:  # the conversation itself will say it
+        return None
 
 
 def draw_rating(desk: Desk, chat: str, turn: Turn) -> None:

@@ -106,6 +106,8 @@ class Answer:
     notes: list[str] = field(default_factory=list)
     """What a reader should know of how the answer came about, a line each."""
     model: str = ""
+    adapters: list[str] = field(default_factory=list)
+    """What the model was changed by: NAME, or NAME:WEIGHT."""
     prompt_version: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """Options and decoding that differ from their defaults."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from index import Index, QueryInvalid
 from index.encoder import Encoder, SentenceEncoder
+from rag_app.adapters.choice import chosen
+from rag_app.adapters.registry import Registry
 from rag_app.answer import Answer, Done, Event, Found, Query
 from rag_app.chats import Turn
 from rag_app.confidence import PASSAGES, calibration, confidence
@@ -43,6 +45,7 @@ class Bot:
         tools: "Sequence[BaseTool | Callable[..., Any]]" = (),
     ) -> None:
         self.model, self.directory, self.options, self.tools = model, directory, options or Options(), tools
+        self.adapters = Registry()
         self._encoder = encoder
         self._index: Index | None = None
         self._lock = threading.Lock()
@@ -101,14 +104,17 @@ class Bot:
         question = _checked(question)
         tools = self._tools(options)
         self.load()
-        model = self.model.check()
+        model, adapters = self.model.check(), chosen(self.model, options, self.adapters)
         answer = Answer(question, strategy=options.strategy, model=model, prompt_version=PROMPT_VERSION)
+        answer.adapters = list(adapters.names)
+        answer.notes += adapters.notes
         answer.settings = {**options.changed(), **self.model.decoding.changed()}
         answer.timings["load_ms"] = clock.lap()
         # A question that stands alone is asked alone: with the conversation before it, the bundled model goes on with
         # its last answer. So "What is the lunch allowance?" was answered with the okapi's tongue.
         before = turns(history)
         run = Run(answer, self.model, options, [], before if needs_context(question, before) else (), clock)
+        run.adapters = adapters.uses
         answer.query = yield from self._query(run)
         yield Query(answer.query, answer.query != question)
         index = self.index()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from index import RagError
+from rag_app.adapters.choice import chosen
 from rag_app.answer import Answer, Event, Found, Query, StepTaken, Thinking, Token, Waiting
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
@@ -149,6 +150,17 @@ class Desk:
     def model_name(self) -> str:
         """Name of the model file in use."""
         return self.bot.model.check()
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters that a conversation may choose; none where the engine takes none."""
+        return self.bot.adapters.names() if "adapters" in self.bot.model.abilities else []
+
+    def adapters_in_use(self) -> str:
+        """Those that answer where a conversation chooses none; '' without any that fits the model."""
+        try:
+            return ", ".join(chosen(self.bot.model, self.bot.options, self.bot.adapters).names)
+        except RagError:  # the first question will say it
+            return ""
 
     def warm_up(self) -> None:
         """Loads everything in the background, so that the first question does not wait for it."""

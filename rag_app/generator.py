@@ -4,10 +4,13 @@ Engines are LangChain chat models (`BaseChatModel`) that have, beside LangChain'
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rag_app.decoding import Decoding
 from rag_app.prompt import Message
+
+if TYPE_CHECKING:
+    from rag_app.adapters.registry import Entry
 
 
 class Generator(Protocol):
@@ -22,7 +25,7 @@ class Generator(Protocol):
 
     @property
     def abilities(self) -> frozenset[str]:
-        """Which of 'grammar' and 'quotes' the engine's `stream` takes."""
+        """Which of 'grammar', 'quotes' and 'adapters' the engine's `stream` takes; with the last it has `Adaptable`."""
         ...
 
     def check(self) -> str:
@@ -55,6 +58,8 @@ class Generator(Protocol):
         Keyword arguments beside `stop` (more texts that end the reply), all optional:
             max_tokens: int, instead of the decoding's.
             grammar: str, a GBNF grammar with the rule `root`; only with the ability 'grammar'.
+            adapters: pairs of what `Adaptable.adapter` gives and a weight, for this reply; only with the ability
+                'adapters'.
             quotes: list of texts; between quote marks only what stands verbatim in one of them may be written; only
                 with the ability 'quotes'.
 
@@ -63,4 +68,16 @@ class Generator(Protocol):
         `usage_metadata` counts add up over the chunks; `input_token_details["cache_read"]` are prompt tokens that were
         not evaluated again. The last chunk has `response_metadata["finish_reason"]`: 'stop', 'length' or 'cancelled'.
         """
+        ...
+
+
+class Adaptable(Protocol):
+    """What a generator with the ability 'adapters' has, too."""
+
+    def fingerprint(self) -> str:
+        """Tells its weights from others (rag_app.fingerprint); '' where nobody knows them."""
+        ...
+
+    def adapter(self, entry: "Entry") -> str:
+        """What `stream` takes for an adapter; raises AdapterInvalid where it has no form for the engine."""
         ...

@@ -53,6 +53,8 @@ class Run:
     """What the model may read, best first; a run of steps adds to it."""
     history: Turns
     clock: Clock
+    adapters: tuple[tuple[str, float], ...] = ()
+    """What the engine's `stream` takes as `adapters`: the same from the first reply to the last."""
     least_confidence: float | None = None
     """Confidence of retrieval below which nothing is answered from passages alone."""
 
@@ -131,6 +133,8 @@ class Run:
         answer, wanted = self.answer, {"max_tokens": self.reply_room(), **settings}
         if self.options.quotes and "quotes" in self.generator.abilities and self.passages:
             wanted["quotes"] = [hit.text for hit in self.passages]
+        if self.adapters:
+            wanted["adapters"] = self.adapters
         if "grammar" not in self.generator.abilities:
             wanted.pop("grammar", None)
         self.clock.lap()

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from index.paths import home
+from rag_app.adapters.state import parsed
 from rag_app.decoding import Decoding, shown
-from rag_app.errors import SettingInvalid
+from rag_app.errors import AdapterInvalid, SettingInvalid
 
 if TYPE_CHECKING:
     from rag_app.generator import Generator
@@ -55,6 +56,8 @@ class Options:
     """How a follow-up becomes a question that stands alone: from the words of the conversation, by the model, not."""
     min_confidence: float | None = None
     """Confidence of retrieval below which the answer is refused; the index's calibration by default."""
+    adapter: str | None = None
+    """Adapters instead of those in use: NAME, or several as NAME,OTHER:0.5 with weights, or off for none."""
     tools: tuple[str, ...] = ()
     """Tools of one's own for react, each as module:name of a LangChain tool or a function."""
 
@@ -70,6 +73,13 @@ class Options:
             raise SettingInvalid(f"quotes is {shown(self.quotes)}: give True or False")
         if self.examples is not None and not (isinstance(self.examples, str) and self.examples.strip()):
             raise SettingInvalid(f"examples is {shown(self.examples)}: give the name of a JSONL file")
+        if self.adapter is not None:
+            if not isinstance(self.adapter, str):
+                raise SettingInvalid(f"adapter is {shown(self.adapter)}: give the name of an adapter, or off")
+            try:
+                parsed(self.adapter)
+            except AdapterInvalid as error:
+                raise SettingInvalid(f"adapter is {shown(self.adapter)}: {error}") from error
         if not isinstance(self.tools, tuple) or not all(isinstance(tool, str) and tool for tool in self.tools):
             raise SettingInvalid(f"tools is {shown(self.tools)}: give a tuple of texts, each module:name")
         for name, choices in (("strategy", Strategy), ("rewrite", Rewrite)):

@@ -105,6 +105,7 @@ def test_what_json_gets(directory: Path) -> None:
         "finish_reason",
         "notes",
         "model",
+        "adapters",
         "prompt_version",
         "settings",
         "usage",

@@ -97,6 +97,7 @@ def test_json_is_one_object_with_verbatim_quotes(home: Path, run: Any) -> None:
     given = ran.json
     keys = {"question", "answer", "citations", "hits", "refused", "dropped", "finish_reason", "usage", "timings"}
     keys |= {"strategy", "query", "steps", "confidence", "history_dropped", "notes", "model", "prompt_version"}
+    keys |= {"adapters"}
     assert set(given) == {*keys, "settings"}
     assert given["question"] == QUESTION
     assert given["refused"] is False

@@ -517,7 +517,7 @@ def test_a_call_has_settings_of_its_own(model: LlamaCpp) -> None:
 
 
 def test_a_reply_by_a_grammar_and_with_quotes(model: LlamaCpp) -> None:
-    assert model.abilities == {"grammar", "quotes"}
+    assert model.abilities == {"grammar", "quotes", "adapters"}
     assert model.invoke(QUESTION, grammar='root ::= "猫 " ("red" | "blue") "🦒"').text in {"猫 red🦒", "猫 blue🦒"}
     passage = "The okapi lives in the Ituri rainforest."
     quoting = 'root ::= "\\"" [^"]{5,99} "\\""'

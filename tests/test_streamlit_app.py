@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 from index import Index, build
+from rag_app.adapters.registry import Registry
+from rag_app.adapters.state import parsed
 from rag_app.chats import Chats
+from rag_app.models import locate
 from tests.conftest import ROOT, copy_of
+from tests.test_rag_app_engines_adapters import write_lora
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -247,6 +251,32 @@ def test_bad_questions_get_a_message(page: Any, served: Served) -> None:
     page.get_by_text("tokens long").wait_for()
     wait_until_done(page)
     assert page.get_by_text("tokens long").is_visible()
+
+
+def test_an_adapter_that_comes_into_use_gives_the_next_answer(served: Served, page: Any, tmp_path: Path) -> None:
+    page.goto(served.url)
+    ask(page, QUESTION)
+    page.get_by_label("Thumbs up").nth(0).wait_for()
+    worker, registry = served.worker(), Registry(served.home)
+    registry.add(write_lora(tmp_path / "loud.gguf", 1, scale=4), "loud", base=str(locate()))
+    try:
+        registry.use(parsed("loud:2"))
+        page.reload()
+        page.get_by_text("loud:2").wait_for()
+        ask(page, QUESTION)
+        page.get_by_label("Thumbs up").nth(1).wait_for()
+        page.get_by_label("Adapter").click()
+        page.get_by_role("option", name="off").click()
+        ask(page, QUESTION)
+        page.get_by_label("Thumbs up").nth(2).wait_for()
+    finally:
+        registry.off()
+        registry.remove("loud")
+    chat = re.search(r"chat=(\w+)", page.url)[1]  # type: ignore[index]
+    first, changed, last = Chats(served.home / "chats.sqlite3").turns(chat)[1::2]
+    assert [one.details["adapters"] for one in (first, changed, last)] == [[], ["loud:2"], []]
+    assert last.content == first.content != changed.content
+    assert served.worker() == worker, "the base model stays loaded"
 
 
 def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page: Any) -> None:

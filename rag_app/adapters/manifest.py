@@ -6,6 +6,7 @@ adapter_config.json,
 adapter_model.safetensors    the same for Transformers, as PEFT keeps it; one form of the two is enough
 heldout.jsonl                questions that training has not seen, as `rag-app eval` takes them
 run.json                     of the run that made it
+proof.json                   of the export that made the GGUF form
 complete.json                bytes and SHA-256 of every file (index.folders)
 """
 
@@ -20,7 +21,7 @@ from rag_app.errors import AdapterInvalid
 from rag_app.prompt import PROMPT_VERSION
 
 MANIFEST, GGUF, SETTINGS, WEIGHTS = "manifest.json", "adapter.gguf", "adapter_config.json", "adapter_model.safetensors"
-HELDOUT, RUN = "heldout.jsonl", "run.json"
+HELDOUT, RUN, PROOF = "heldout.jsonl", "run.json", "proof.json"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 """Of adapters: also the name of a folder, and of a model on a server."""
 LARGEST = 1 << 22
@@ -47,6 +48,30 @@ class Manifest:
     """What was measured, by whoever made it and by the gate."""
     made: str = ""
     """When, ISO 8601."""
+
+    @classmethod
+    def of_run(cls, run: Mapping[str, Any], name: str, rank: int | None = None) -> "Manifest":
+        """From what a run wrote down of itself (`run.json`).
+
+        Args:
+            run: the file's content.
+            name: of the adapter.
+            rank: the largest in its weights, which may be more than the run was told to train at a time.
+
+        Raises:
+            AdapterInvalid: it names no base model or no prompt version.
+        """
+        base = run.get("base_model")
+        known: dict[str, Any] = {
+            "base": {key: base.get(key) for key in ("name", "fingerprint")} if isinstance(base, dict) else None,
+            "prompt_version": run.get("prompt_version"),
+            **{key: run[key] for key in ("method", "config", "data") if key in run},
+            "made": run.get("started", ""),
+        }
+        made = cls(name=name, rank=rank, **known)
+        if fault := _fault(made):
+            raise AdapterInvalid(f"the {RUN} of '{name}' is damaged ({fault}): take another run, or train again")
+        return made
 
     def write(self, folder: Path) -> None:
         """Writes it into a folder that is being made."""
@@ -87,9 +112,14 @@ def _fault(made: Manifest) -> str:
         return "it names no base model"
     if isinstance(made.prompt_version, bool) or not isinstance(made.prompt_version, int):
         return "it names no prompt version"
+    if made.rank is not None and (isinstance(made.rank, bool) or not isinstance(made.rank, int) or made.rank < 1):
+        return "its rank is none"
+    for what in ("method", "strategy", "made"):
+        if not isinstance(getattr(made, what), str):
+            return f"its '{what}' is no text"
     for what in ("config", "data", "scores"):
         if not isinstance(getattr(made, what), dict):
-            return f"its {what} are no table"
+            return f"its '{what}' is no table"
     return ""
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from index import console
 from index.console import say, warn
-from index.errors import RagError
 from rag_app.commands import flags, output
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ def add(commands: Any) -> None:
     command.add_argument("--limit", type=positive, metavar="N", help="a random sample of them, drawn by --seed")
     command.add_argument("--out", type=output.named, metavar="FILE", help="write a JSON line per question")
     command.add_argument("--force", action="store_true", help="overwrite that file")
-    command.add_argument("--adapter", type=console.words, default="off", metavar="NAME", help="off (default): none")
     command.set_defaults(run=run)
     add_place(command)
     console.add_json(command)
@@ -83,8 +81,6 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Asks, then prints the scores."""
     from rag_app.questions import read_questions
 
-    if options.adapter != "off":
-        raise RagError(f"there is no adapter '{options.adapter}': give --adapter off, or leave it out")
     with flags.own_stdout(options):
         chosen = flags.settings(options)  # bad usage shall show before anything is read
         if options.out:
@@ -106,6 +102,7 @@ def measure(
     bot: "Bot", questions: "list[Question]", prefix: str, options: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """The report on a sample of the questions, and on what was measured."""
+    from rag_app.adapters.choice import chosen
     from rag_app.evaluate import evaluate, sample
     from rag_app.prompt import PROMPT_VERSION
 
@@ -119,7 +116,7 @@ def measure(
         "model": bot.model.check(),
         "engine": bot.model.engine,
         "prompt_version": PROMPT_VERSION,
-        "adapter": options.adapter,
+        "adapter": ",".join(chosen(bot.model, bot.options, bot.adapters).names) or "off",
         "settings": {**bot.options.changed(), **bot.model.decoding.changed()},
         "index": {
             "path": str(index.directory),

@@ -47,6 +47,7 @@ ANSWER = (
     ("--examples", str, "FILE", "JSONL of examples for few-shot (default: bundled)"),
     ("--max-steps", int, "N", "most steps of react and pal (default: 6)"),
     ("--budget", int, "N", "most tokens written for one question, over all steps (default: 1024)"),
+    ("--adapter", str, "NAME", "instead of those in use: NAME, or NAME,OTHER:0.5 with weights, or off for none"),
     ("--rewrite", str, "HOW", "of follow-ups: auto (default), model or off"),
     ("--min-confidence", float, "X", "refuse when retrieval is less sure, 0 to 1 (default: as calibrated)"),
 )
@@ -90,6 +91,7 @@ def settings(options: argparse.Namespace) -> tables.Settings:
 
     Raises:
         SettingInvalid: the file is wrong, or the examples or tools that are named.
+        AdapterNotFound, AdapterInvalid: an adapter that is named is not there, or damaged.
     """
     given: dict[str, dict[str, Any]] = {}
     for table, kind in tables.TABLES.items():
@@ -115,6 +117,12 @@ def _try(answer: tables.Options) -> None:
         from rag_app.examples import load_examples
 
         load_examples(answer.examples)
+    if answer.adapter is not None:
+        from rag_app.adapters.registry import Registry
+        from rag_app.adapters.state import parsed
+
+        for use in parsed(answer.adapter):
+            Registry().get(use.name)
     if answer.tools and answer.strategy == "react":
         from rag_app.tools import load_tool
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -21,8 +21,11 @@ from pydantic import ConfigDict, PrivateAttr
 from rag_app.decoding import Decoding
 from rag_app.engines.outside import PER_MESSAGE, PER_PROMPT, Tally, estimate, neutral, neutral_turns, one_line
 from rag_app.engines.wire import Failure, Piece, Wire, count
-from rag_app.errors import PromptTooLong, ServerFailed, SettingInvalid
+from rag_app.errors import AdapterInvalid, PromptTooLong, ServerFailed, SettingInvalid
 from rag_app.prompt import Message
+
+if TYPE_CHECKING:
+    from rag_app.adapters.registry import Entry
 
 STANDARD = ("top_p", "presence_penalty", "frequency_penalty", "seed")
 """Settings that OpenAI documents, beside max_tokens, temperature and stop."""
@@ -119,12 +122,20 @@ class ServerChat(BaseChatModel):
 
     @property
     def abilities(self) -> frozenset[str]:
-        """'grammar' once the server is known, by `window` or any other request, to take GBNF."""
-        return frozenset({"grammar"} if self._facts and self._facts.kind.grammar else ())
+        """'adapters'; 'grammar' once the server is known, by `window` or any other request, to take GBNF."""
+        return frozenset({"adapters", *(("grammar",) if self._facts and self._facts.kind.grammar else ())})
 
     def check(self) -> str:
         """The model's name, or the server's address where the server chooses; makes no request."""
         return self.model or self._wire.address
+
+    def fingerprint(self) -> str:
+        """'': nobody but the server knows its weights."""
+        return ""
+
+    def adapter(self, entry: "Entry") -> str:
+        """What `stream` takes for an adapter: its name, by which the server knows it."""
+        return entry.name
 
     def start(self) -> None:
         """Nothing to load."""
@@ -220,6 +231,7 @@ class ServerChat(BaseChatModel):
         *,
         max_tokens: int | None = None,
         grammar: str | None = None,
+        adapters: Sequence[tuple[str, float]] = (),
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         facts = self._known()
@@ -230,12 +242,35 @@ class ServerChat(BaseChatModel):
         body = self._body(facts, most, [*self.decoding.stop, *(stop or [])])
         if grammar:
             body["grammar"] = grammar
+        if adapters:
+            body["model"] = self._served(adapters)
         try:
             with closing(self._pieces(facts, body, neutral_turns(messages))) as pieces:
                 yield from _chunks(pieces, most)
         except Failure as failure:
             self._facts = None  # it may come back as another
             raise self._explained(failure, facts) from failure
+
+    def _served(self, adapters: Sequence[tuple[str, float]]) -> str:
+        """The name that the server has for a model with an adapter: the adapter's, as with vLLM.
+
+        Raises:
+            AdapterInvalid: it has none of that name, or more than that is wanted.
+        """
+        (name, weight), *more = adapters
+        if more or weight != 1:
+            raise AdapterInvalid(
+                "a server applies one adapter at a time, as it was trained: choose one without a weight, or merge them"
+            )
+        if name not in self._known().models:
+            with self._lock:
+                self._facts = self._learn()  # it may have been loaded since
+            if name not in self._facts.models:
+                raise AdapterInvalid(
+                    f"{self._wire.address} serves no '{name}': start vLLM with --enable-lora --lora-modules "
+                    f"{name}=FOLDER, or take none with rag-app adapters off"
+                )
+        return name
 
     def _body(self, facts: Facts, max_tokens: int, stop: list[str]) -> dict[str, Any]:
         """Everything of a request but the messages. To servers that are known, also what is off: theirs is other."""

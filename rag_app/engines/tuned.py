@@ -16,7 +16,7 @@ MOST = 4
 """Adapters that are kept in memory side by side."""
 
 PASSING = frozenset(
-    "base_model_name_or_path revision inference_mode peft_version init_lora_weights auto_mapping".split()
+    ["base_model_name_or_path", "revision", "inference_mode", "peft_version", "init_lora_weights", "auto_mapping"]
 )
 """Settings of PEFT that say nothing of an adapter's shape."""
 
@@ -51,7 +51,7 @@ class Tuned:
         self._applied = ()
         wanted = [identity for identity, _ in key]
         for identity in wanted:
-            self._names[identity] = self._names.pop(identity, None) or self._load(identity, wanted)
+            self._names[identity] = self._names.pop(identity, "") or self._load(identity, wanted)
         if self._peft is not None:
             self._activate([(self._names[identity], weight) for identity, weight in key])
         self._applied = key
