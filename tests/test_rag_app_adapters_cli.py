@@ -279,6 +279,7 @@ REFUSED_AT_ONCE = {
     "a weight that is none": (["a:much"], "the weight of 'a' is 'much': give a number, as in a:0.5"),
     "another base": (["other"], "'other' was trained on 'other.gguf' .*, and 'tiny.gguf' .* has other weights"),
     "no form": (["plain"], "'plain' has no adapter.gguf: rag-finetune export RUN --to gguf-lora"),
+    "a flag of other commands": (["a", "--adapter", "b"], "adapters are named without --adapter here: leave it out"),
     "damage": (["c"], "the adapter 'c' is damaged .adapter.gguf has changed since it was written.: add it again"),
     "no such file": (["a", "--data", "none.jsonl"], "none.jsonl"),
 }
@@ -370,6 +371,8 @@ def test_a_damaged_state_is_compared_with_the_base_and_mended(
 ) -> None:
     (kept.root / "active.json").write_text("{")
     assert run("list") == 1 and "active.json' is damaged: 'rag-app adapters use NAME'" in capsys.readouterr().err
+    assert run("use", "c", *measured, "--json") == 1
+    assert "'c' answers worse than 'off'" in as_json(capsys)["error"]
     assert run("use", "a", *measured, "--json") == 0
     printed = capsys.readouterr()
     assert "active.json' is damaged" in printed.err and json.loads(printed.out)["gate"]["against"] == "off"

@@ -19,7 +19,7 @@ from gguf import GGUFReader, GGUFWriter
 from safetensors.numpy import save_file
 
 from index import folders
-from rag_app.adapters import header, registry, state
+from rag_app.adapters import files, header, registry, state
 from rag_app.adapters.manifest import Manifest
 from rag_app.adapters.registry import Registry, State, Use
 from rag_app.adapters.state import parsed, shown
@@ -394,7 +394,7 @@ def test_a_name_is_taken_again_only_by_force_and_never_while_in_use(kept: Regist
         AdapterInvalid, match="there is an adapter 'a' already: replace it with --force, or give --name"
     ):
         kept.add(other, "a")
-    kept.scored(["a"], {"f1": 0.5})
+    kept.results.add(["a"], {"f1": 0.5})
     assert kept.add(other, "a", replace=True).manifest.rank == 3
     assert kept.show("a")["scores"]["gate"] == []
     kept.use([Use("a")])
@@ -450,7 +450,7 @@ def test_the_bundled_adapter_is_in_use_until_somebody_chooses(bundled: Path, kep
         kept.remove("default")
     with pytest.raises(AdapterInvalid, match="'default' came with the program and stays: give another name"):
         kept.add(bundled, replace=True)
-    kept.scored(["default"], {"f1": 0.5})
+    kept.results.add(["default"], {"f1": 0.5})
     assert kept.show("default")["scores"]["gate"] == [{"f1": 0.5}]
     assert folders.whole(bundled) == ""
 
@@ -586,7 +586,7 @@ def test_removed_is_gone_unless_in_use(kept: Registry) -> None:
     kept.use([Use("a"), Use("b")])
     with pytest.raises(AdapterInvalid, match="'b' is in use: 'rag-app adapters off' or 'use OTHER' first"):
         kept.remove("b")
-    kept.scored(["b", "c"], {"f1": 0.5})
+    kept.results.add(["b", "c"], {"f1": 0.5})
     kept.remove("c")
     with pytest.raises(AdapterNotFound, match="there is no adapter 'c'"):
         kept.remove("c")
@@ -596,13 +596,13 @@ def test_removed_is_gone_unless_in_use(kept: Registry) -> None:
 
 def test_twenty_results_of_the_gate_are_kept_and_damage_is_told(kept: Registry) -> None:
     for number in range(25):
-        kept.scored(["a"], {"f1": number})
+        kept.results.add(["a"], {"f1": number})
     assert [row["f1"] for row in kept.show("a")["scores"]["gate"]] == list(range(5, 25))
     (kept.root / "scores.json").write_text("{")
     made = kept.get("b").folder
     for ask in (
         lambda: kept.show("a"),
-        lambda: kept.scored(["a"], {}),
+        lambda: kept.results.add(["a"], {}),
         lambda: kept.remove("a"),
         lambda: kept.add(made, "d"),
     ):
@@ -783,8 +783,8 @@ def test_two_processes_at_once_lose_nothing(kept: Registry) -> None:
 
 
 def test_who_waits_too_long_is_told(kept: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "PATIENCE", 0.0)
-    with kept._lock():
+    monkeypatch.setattr(files, "PATIENCE", 0.0)
+    with kept.files.locked():
         kept.off()  # by whoever has the lock itself
         with pytest.raises(AdapterInvalid, match="another process is changing adapters: wait for its end"):
             Registry().off()

@@ -2,6 +2,7 @@
 
 manifest.py     what a folder says of itself, and whether its files are what they were
 registry.py     the adapters of a home: added, shown, put to use, taken back, removed
+files.py        what they share: the lock, files that are replaced at once, results of the gate
 state.py        which are in use, and which were before
 sources.py      what of a run, folder, file or archive is an adapter's
 archive.py      folders out of archives, and nothing outside of them

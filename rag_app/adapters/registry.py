@@ -8,30 +8,24 @@ RAG_HOME/adapters/NAME/         an adapter (manifest.py), complete or absent (in
 
 import dataclasses
 import functools
-import json
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from index import folders, paths
-from index.generation import flush
 from rag_app.adapters import forms, manifest, sources
+from rag_app.adapters.files import Files, Results
 from rag_app.adapters.manifest import GGUF, HELDOUT, LARGEST, MANIFEST, NAME, SETTINGS, WEIGHTS, Manifest, check_prompts
 from rag_app.adapters.state import OFF, State, Uses, checked, decoded, encoded, shown
 from rag_app.adapters.state import Use as Use
 from rag_app.errors import AdapterInvalid, AdapterNotFound
 
-ACTIVE, SCORES = "active.json", "scores.json"
+ACTIVE = "active.json"
 BUNDLED = Path(__file__).parent / "bundled"
-MEASURED = 20
-"""Results of the gate that are kept of each adapter."""
-PATIENCE = 60.0
-"""Seconds to wait for another process that changes something."""
 AGAIN = "'rag-app adapters use NAME' and 'rag-app adapters off' write it anew"
 
 
@@ -60,14 +54,16 @@ class Registry:
 
     def __init__(self, home: Path | None = None) -> None:
         self.root = (home or paths.home()) / "adapters"
+        self.files = Files(self.root)
+        self.results = Results(self.files)
+        """What the gate measured of each."""
         self._seen: tuple[Any, State] | None = None
-        self._held: Any = None
 
     def names(self) -> list[str]:
         """Of all adapters, damaged ones too."""
         found = set[str]()
         if self.root.is_dir():
-            self._mend()
+            self.files.mend()
             found = {path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()}
         with suppress(AdapterInvalid):
             found |= {use.name for use in _default()}
@@ -134,7 +130,7 @@ class Registry:
                 something else came into use meanwhile.
         """
         wanted = checked(tuple(uses))
-        with self._lock():
+        with self.files.locked():
             for use in wanted:
                 check_prompts(self.get(use.name, hashed=True).manifest)
             before = self._before()
@@ -144,7 +140,7 @@ class Registry:
                     "it again"
                 )
             if not before.chosen or wanted != before.active:
-                self._write(ACTIVE, encoded(wanted, (*before.history, before.active if before.chosen else None)))
+                self.files.write(ACTIVE, encoded(wanted, (*before.history, before.active if before.chosen else None)))
             return self.in_use()
 
     def off(self) -> State:
@@ -158,12 +154,12 @@ class Registry:
             AdapterNotFound: there is nothing before it.
             AdapterInvalid: as `in_use`.
         """
-        with self._lock():
+        with self.files.locked():
             history = list(self.in_use().history)
             while history:
                 active = history.pop()
                 if all(use.name in self.names() for use in active or ()):
-                    self._write(ACTIVE, encoded(active, tuple(history)))
+                    self.files.write(ACTIVE, encoded(active, tuple(history)))
                     return self.in_use()
             raise AdapterNotFound("nothing was in use before: 'rag-app adapters use NAME' chooses")
 
@@ -187,15 +183,15 @@ class Registry:
         with sources.opened(place, self.root, base) as found:
             made = dataclasses.replace(found.manifest, name=found.manifest.name if name is None else name)
             check_prompts(made)
-            with self._lock():
+            with self.files.locked():
                 self._check_free(made.name, replace)
-                others = self._scores_without(made.name)
+                others = self.results.without(made.name)
                 with folders.staged(self.root / made.name) as part:
                     for target, path in found.files.items():
                         shutil.copyfile(path, part / target)
                     rank = forms.check(part, made.rank, found.base)
                     dataclasses.replace(made, rank=rank).write(part)
-                self._write_scores(others)
+                self.results.write(others)
         return self.get(made.name)
 
     def remove(self, name: str) -> None:
@@ -205,7 +201,7 @@ class Registry:
             AdapterNotFound: there is none of this name.
             AdapterInvalid: it is in use, or came with the program.
         """
-        with self._lock():
+        with self.files.locked():
             folder = self.root / name
             if not NAME.fullmatch(name) or not folder.is_dir():
                 self.get(name)
@@ -213,10 +209,10 @@ class Registry:
                     f"'{name}' came with the program and stays: 'rag-app adapters off' does without it"
                 )
             self._check_idle(name, "'rag-app adapters off' or 'use OTHER' first, then remove it")
-            part, others = folders.beside(folder, "part"), self._scores_without(name)
+            part, others = folders.beside(folder, "part"), self.results.without(name)
             folder.rename(part)
             shutil.rmtree(part, ignore_errors=True)
-            self._write_scores(others)
+            self.results.write(others)
 
     def row(self, name: str) -> dict[str, Any]:
         """What a list says of an adapter; of a damaged one, under `error`, what is wrong.
@@ -253,27 +249,11 @@ class Registry:
         """
         entry = self.get(name, hashed=True)
         more = {"folder": str(entry.folder), "config": entry.manifest.config, "data": entry.manifest.data}
-        return {**self.row(name), **more, "scores": {**entry.manifest.scores, "gate": self.scores(name)}}
-
-    def scores(self, name: str) -> list[dict[str, Any]]:
-        """What the gate measured of an adapter, the latest last.
-
-        Raises:
-            AdapterInvalid: the file of results is damaged.
-        """
-        return self._scores().get(name, [])
-
-    def scored(self, names: Sequence[str], result: Mapping[str, Any]) -> None:
-        """Keeps what the gate measured of adapters.
-
-        Raises:
-            AdapterInvalid: the file of results is damaged.
-        """
-        with self._lock():
-            scores = self._scores()
-            for name in names:
-                scores[name] = [*scores.get(name, []), dict(result)][-MEASURED:]
-            self._write_scores(scores)
+        return {
+            **self.row(name),
+            **more,
+            "scores": {**entry.manifest.scores, "gate": self.results.read().get(name, [])},
+        }
 
     def _before(self) -> State:
         """What is in use; nothing where nobody can tell any more."""
@@ -298,57 +278,6 @@ class Registry:
     def _check_idle(self, name: str, remedy: str) -> None:
         if name in {use.name for use in self.in_use().active}:
             raise AdapterInvalid(f"'{name}' is in use: {remedy}")
-
-    def _scores(self) -> dict[str, list[Any]]:
-        file = self.root / SCORES
-        try:
-            stored = json.loads(file.read_text("utf-8"))
-            return {name: list(rows) for name, rows in stored["gate"].items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AdapterInvalid(f"'{file}' is damaged: remove it; no more than earlier results are lost") from error
-
-    def _scores_without(self, name: str) -> dict[str, list[Any]]:
-        return {other: rows for other, rows in self._scores().items() if other != name}
-
-    def _write_scores(self, scores: Mapping[str, list[Any]]) -> None:
-        if scores != self._scores():
-            self._write(SCORES, json.dumps({"version": 1, "gate": scores}, indent=1) + "\n")
-
-    def _write(self, name: str, text: str) -> None:
-        """In place of the old file at once; by whoever has the lock."""
-        file, part = self.root / name, self.root / f".{name}.part"
-        part.write_text(text, "utf-8")
-        then = file.stat().st_mtime_ns if file.exists() else 0
-        later = max(time.time_ns(), then + 1)  # clocks tick slowly: readers tell states apart by it
-        os.utime(part, ns=(later, later))
-        flush(part)
-        part.replace(file)
-        flush(self.root)
-
-    def _mend(self) -> None:
-        """Puts back what a killed process was replacing; waits for one that lives."""
-        if any(self.root.glob(".*.old")):
-            with suppress(OSError), self._lock():  # which restores
-                pass
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Between processes and threads; who has it may take it again."""
-        from filelock import FileLock, Timeout
-
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._held = self._held or FileLock(self.root / ".lock")
-        try:
-            self._held.acquire(timeout=PATIENCE)
-        except Timeout as error:
-            raise AdapterInvalid("another process is changing adapters: wait for its end, then run it again") from error
-        try:
-            folders.restore(self.root)
-            yield
-        finally:
-            self._held.release()
 
 
 def _default() -> Uses:

@@ -31,10 +31,10 @@ REMEDY = "give another with --model, or leave it out for the bundled one"
 PATIENCE = 10.0
 """Seconds for the Hub to answer in."""
 EXTRAS = {
-    "gptq": ("gptqmodel", "pip install 'rag-app[gptq]'"),
-    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
+    "gptq": (("gptqmodel", "optimum"), "pip install 'rag-app[gptq]'"),
+    "bitsandbytes": (("bitsandbytes",), "pip install bitsandbytes"),
 }
-"""How a checkpoint may be quantised, the package that it needs then, and the command that brings it."""
+"""How a checkpoint may be quantised, the packages that it needs then, and the command that brings them."""
 DIGITS_APART = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"})
 """What a GGUF file calls the splits that take each digit for itself before anything else. Transformers leaves that out,
 and would read a number at the start of a line otherwise than llama.cpp does."""
@@ -138,6 +138,12 @@ def tokenizer(source: Source) -> Any:
         import transformers
 
         return transformers.AutoTokenizer.from_pretrained(**source.files)
+
+
+def lacking(kind: str) -> tuple[str, str] | None:
+    """A package that models quantised by 'gptq' or 'bitsandbytes' need and that is not here; how to install it."""
+    packages, command = EXTRAS.get(kind, ((), ""))
+    return next(((package, command) for package in packages if not find_spec(package)), None)
 
 
 def chosen_device(wanted: str) -> "torch.device":
@@ -267,10 +273,9 @@ def _quantise(source: Source, held: Any, precision: str) -> bool:
     """Whether the weights are to be made NF4."""
     if held is not None:
         kind = str(held["quant_method"] if isinstance(held, dict) else held.quant_method.value)
-        package, command = EXTRAS.get(kind, ("", ""))
-        if package and not find_spec(package):
+        if missing := lacking(kind):
             raise ModelInvalid(
-                f"the model '{source.name}' is quantised by {kind}, which needs {package}: run {command}"
+                f"the model '{source.name}' is quantised by {kind}, which needs {missing[0]}: run {missing[1]}"
             )
         if precision == "16-bit" or (precision == "nf4" and kind != "bitsandbytes"):
             raise SettingInvalid(f"the model '{source.name}' is quantised by {kind} already: leave --precision out")
