@@ -17,12 +17,13 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help setup chat test
+.PHONY: help setup chat test slow
 
 help:
 	@echo "make setup   make the environment in .venv (about 6 minutes, once)"
 	@echo "make chat    open the chat page on http://$(HOST):$(PORT); others: make chat PORT=8502 HOST=0.0.0.0"
 	@echo "make test    lint, types and tests; options for pytest: make test ARGS='-k citation'"
+	@echo "make slow    the tests that make test leaves out: sweeps of kills and the like, a few minutes"
 	@echo "All take PYTHON=/path/to/python, 3.11 or newer."
 
 setup:
@@ -36,4 +37,8 @@ test:
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
-	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+slow:
+	@$(find_python); exec "$$python" scripts/setup.py test
+	.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)

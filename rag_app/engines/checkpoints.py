@@ -8,9 +8,11 @@ import os
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +116,10 @@ def load(source: Source, precision: str, device: str, double: bool = False) -> t
         config = transformers.AutoConfig.from_pretrained(**source.files)
         nf4 = _quantise(source, getattr(config, "quantization_config", None), precision)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.files)
-        return _weights(source, {"config": config, **_settings(place, nf4, device == "auto", double)}), tokenizer
+        model = _weights(source, {"config": config, **_settings(place, nf4, device == "auto", double)})
+        if place.type == "cpu":
+            _unpack_once(model)
+        return model, tokenizer
 
 
 def settled(source: Source) -> Source:
@@ -329,6 +334,17 @@ def _weights(source: Source, settings: dict[str, Any]) -> Any:
     return model.eval()
 
 
+def _unpack_once(model: Any) -> None:
+    """Has layers of GPTQ that no kernel is for, as in 8 bits, keep their weights as 16 bits once they have read them.
+
+    They would unpack them at every token, and for that compile C++ at the first one, which takes half a minute.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "enable_weight_cache"):
+            vars(layer).pop("dequantize_weight", None)  # the compiled one stands before that of the class
+            layer.enable_weight_cache()
+
+
 @contextmanager
 def _explained(source: Source) -> Iterator[None]:
     """Whatever the libraries raise, as one line."""
@@ -352,6 +368,7 @@ def _explained(source: Source) -> Iterator[None]:
 
 
 _QUIET = threading.Lock()
+_NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115  (for as long as the process lives)
 
 
 @contextmanager
@@ -367,11 +384,25 @@ def quiet() -> Iterator[None]:
     for library in ("huggingface_hub", "bitsandbytes"):  # retries, and a kernel that it would like to have
         logging.getLogger(library).setLevel(logging.ERROR)
     with _QUIET:
+        if find_spec("gptqmodel"):
+            _hush_gptqmodel()
         bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items  # it has one that no setting reaches
         try:
             yield
         finally:
             gguf.tqdm = bar
+
+
+def _hush_gptqmodel() -> None:
+    """It tells of itself on stdout, where answers belong, once Transformers or PEFT import it, on whatever occasion."""
+    for library in ("torchao", "torch.utils._pytree"):  # GPUs that are not here, and what will change in PyTorch
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    if "logbar" not in sys.modules:
+        with redirect_stdout(sys.stderr):  # for 60 ms: an empty line, and nothing that another thread writes is lost
+            import_module("logbar")
+    log: Any = import_module("logbar.logbar")
+    log._stdout_stream = lambda: _NOWHERE
 
 
 def tidy() -> None:

@@ -98,8 +98,15 @@ class TransformersChat(BaseChatModel):
         return checkpoints.find(self.path).name
 
     def fingerprint(self) -> str:
-        """Tells the model's weights from others (rag_app.fingerprint); raises as `check` does."""
-        return fingerprint(checkpoints.find(self.path))
+        """Tells the model's weights from others (rag_app.fingerprint); '' where they are on the Hub and not here yet.
+
+        Raises:
+            ModelNotFound, ModelInvalid: as `check`.
+        """
+        try:
+            return fingerprint(checkpoints.find(self.path))
+        except FileNotFoundError:
+            return ""
 
     def adapter(self, entry: "Entry") -> str:
         """What `stream` takes for an adapter: its folder.
