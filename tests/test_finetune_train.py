@@ -365,3 +365,15 @@ def test_one_example_is_enough(said: Said, data: Path) -> None:
     code, result, err = said("max_steps=2")
     assert code == 0 and result["examples"] == {"train": 1, "validation": 0}
     assert "nothing to validate on" in err
+
+
+def test_weights_of_16_bits_leave_the_frequencies_of_positions_alone(small_base: Path) -> None:
+    import torch
+
+    from finetune.config import checked
+    from finetune.training import base
+    from rag_app.engines.checkpoints import find
+
+    model, _ = base.load(checked({"bf16": True}, "test"), find(str(small_base)), "cpu")
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32

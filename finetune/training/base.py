@@ -28,7 +28,8 @@ def load(config: Config, source: "Source", device: str) -> tuple[Any, Any]:
     packed = config.four_bit and (config.nf4_storage == "packed" or (config.nf4_storage == "auto" and on_gpu))
     model, tokenizer = models.load(source, "nf4" if packed else "auto", device, double=packed)
     if config.bf16 != "auto" and not packed:
-        model = model.to(torch.bfloat16 if config.bf16 else torch.float32)
+        for weights in model.parameters():  # not the buffers: RoPE's frequencies would be rounded, too
+            weights.data = weights.data.to(torch.bfloat16 if config.bf16 else torch.float32)
     if config.four_bit and not packed:
         nf4.rounded_(model)
     return model, tokenizer
