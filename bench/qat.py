@@ -76,7 +76,8 @@ def perplexity(file: Path, rows: Sequence[tuple[list[int], list[int]]]) -> float
 
 def measured(squad: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Perplexities by model and type, and how long each training took."""
-    from finetune.compress import gguf
+    from finetune.export import gguf
+    from finetune.export.quantise import quantise
     from rag_app.engines import checkpoints
     from rag_app.engines.layout import Layout
 
@@ -95,7 +96,7 @@ def measured(squad: Path, options: argparse.Namespace) -> dict[str, Any]:
                 model, report = trained(folder / "train.jsonl", folder / title, kind, options)
                 found["seconds"][title] = report["seconds"]
             gguf.write(model, tokenizer, folder / "f32.gguf", "f32")
-            gguf.quantise(folder / "f32.gguf", folder / "small.gguf", options.type)
+            quantise(folder / "f32.gguf", folder / "small.gguf", options.type)
             found["perplexity"][title] = {
                 "f32": perplexity(folder / "f32.gguf", held),
                 options.type: perplexity(folder / "small.gguf", held),

@@ -8,7 +8,8 @@ RagError (index.errors)
 ├── DoesNotFit            the run needs more memory than there is; the message names the setting to change
 ├── TrainingFailed        the loss is no number any more, or the run cannot go on
 ├── MethodInvalid         a method cannot do what is asked of it, such as being merged
-└── ExportInvalid         a model cannot be written as a GGUF file
+├── ExportInvalid         a model cannot be written as a GGUF file
+└── ProofFailed           what was exported is not the model that it was made of; nothing is published
 """
 
 from index.errors import RagError
@@ -44,3 +45,7 @@ class MethodInvalid(RagError):
 
 class ExportInvalid(RagError):
     """A model cannot be written as a GGUF file."""
+
+
+class ProofFailed(RagError):
+    """What was exported is not the model that it was made of; nothing is published."""

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune import methods
 from finetune.cli import main
 from finetune.commands.distill import _engine
-from finetune.compress import gguf
 from finetune.compress.distill import Distillation
 from finetune.compress.student import StudentTrainer, divergence, prompts
 from finetune.compress.teach import objection, teach
 from finetune.config import checked
 from finetune.errors import DatasetEmpty
 from finetune.example import Example, read_examples, write_examples
+from finetune.export import gguf
 from finetune.training.forward import labelled
 from finetune.training.rows import IGNORED, collate, rows, tokens
 from finetune.training.train import Steps, arguments

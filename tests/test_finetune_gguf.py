@@ -12,8 +12,9 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.compress import gguf, vocabulary
 from finetune.errors import ExportInvalid
+from finetune.export import gguf, vocabulary
+from finetune.export.quantise import quantise
 from rag_app.engines.native import Model
 from rag_app.models import locate
 
@@ -104,7 +105,7 @@ def test_tensors_are_those_of_the_model(small: tuple[Any, Any], read: GGUFReader
 
 
 def test_quantises_in_process(small: tuple[Any, Any], file: Path, tmp_path: Path, capfd: Any) -> None:
-    gguf.quantise(file, tmp_path / "small.gguf", "Q4_0")
+    quantise(file, tmp_path / "small.gguf", "Q4_0")
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "small.gguf").stat().st_size < 0.6 * file.stat().st_size
     tokens = small[1].encode("The okapi lives in the Ituri rainforest.")
@@ -253,10 +254,24 @@ def test_what_cannot_be_written_is_one_line(damage: Any, says: str, tmp_path: Pa
     assert file.read_text() == "was here before"
 
 
+def test_a_link_keeps_leading_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model.gguf").symlink_to(tmp_path / "disk/model.gguf")
+    steps: list[tuple[str, int, int]] = []
+    model = tiny(700)
+    gguf.write(model, bytewise(), tmp_path / "model.gguf", progress=lambda *step: steps.append(step))
+    assert (tmp_path / "model.gguf").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model.gguf"]
+    assert steps[0] == ("writing", 0, 21) and steps[-1] == ("writing", 21, 21)
+    model.is_quantized = True
+    with pytest.raises(ExportInvalid, match="quantised already"):
+        gguf.names(model)
+
+
 def test_what_cannot_be_quantised_is_one_line(tmp_path: Path) -> None:
     shutil.copy(__file__, tmp_path / "no.gguf")
     with pytest.raises(ExportInvalid, match="no type 'Q4_9'"):
-        gguf.quantise(tmp_path / "no.gguf", tmp_path / "out.gguf", "Q4_9")
+        quantise(tmp_path / "no.gguf", tmp_path / "out.gguf", "Q4_9")
     with pytest.raises(ExportInvalid, match="cannot quantise"):
-        gguf.quantise(tmp_path / "no.gguf", tmp_path / "out.gguf", "Q4_0")
+        quantise(tmp_path / "no.gguf", tmp_path / "out.gguf", "Q4_0")
     assert not (tmp_path / "out.gguf").exists()

@@ -12,9 +12,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune import methods
-from finetune.compress import gguf, qat
+from finetune.compress import qat
 from finetune.config import Config, checked
 from finetune.errors import MethodInvalid
+from finetune.export import gguf
+from finetune.export.quantise import quantise
 from tests.test_finetune_gguf import bytewise, tiny
 
 TOKENS = torch.arange(100, 148)[None]
@@ -55,7 +57,7 @@ def test_rounds_as_ggml_does(kind: Any) -> None:
 def file_of(model: Any, tokenizer: Any, kind: str, folder: Path) -> dict[str, Any]:
     """Tensors of the exported model, quantised by llama.cpp: type and weights."""
     gguf.write(model, tokenizer, folder / "f32.gguf", "f32")
-    gguf.quantise(folder / "f32.gguf", folder / "model.gguf", kind)
+    quantise(folder / "f32.gguf", folder / "model.gguf", kind)
     read = GGUFReader(folder / "model.gguf").tensors
     return {one.name: (one.tensor_type.name, quants.dequantize(one.data, one.tensor_type)) for one in read}
 
@@ -181,7 +183,7 @@ def test_the_file_computes_what_was_trained(small_base: Path, tmp_path: Path) ->
     merged = methods.merge(model)
     assert not isinstance(merged, PeftModel)
     gguf.write(merged, AutoTokenizer.from_pretrained(small_base), tmp_path / "f32.gguf", "f32")
-    gguf.quantise(tmp_path / "f32.gguf", tmp_path / "q4.gguf", "Q4_0")
+    quantise(tmp_path / "f32.gguf", tmp_path / "q4.gguf", "Q4_0")
     served = logits(tmp_path / "q4.gguf", TOKENS[0].tolist())
     assert np.abs(served - trained_with).std() < 0.2 * np.abs(served - plain).std()
 

@@ -1,13 +1,15 @@
-"""Writes a model of Transformers as a GGUF file, and quantises such files. Knows nothing of adapters and training.
+"""Writes a model of Transformers as a GGUF file. Knows nothing of adapters, quantisation and training."""
 
-Only the Llama family's dense models, which llama.cpp computes as its architecture `llama`.
-"""
-
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.errors import ExportInvalid
+from finetune.export import families
+from index.embedding import Progress
+from index.generation import flush
 
 if TYPE_CHECKING:
     import gguf
@@ -15,13 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Float = Literal["f32", "f16", "bf16"]
-FAMILIES = ("llama", "mistral")
-ROPES = ("default", "linear", "llama3")
-"""Ways to stretch positions that come down to one factor for each frequency."""
 
 
-def write(model: Any, tokenizer: Any, file: Path, kind: Float = "f16") -> None:
+def write(model: Any, tokenizer: Any, file: Path, kind: Float = "f16", progress: Progress | None = None) -> None:
     """Writes the model, whole or not at all. Vectors stay f32.
+
+    Args:
+        model: of one of `families.FAMILIES`, in 16 or 32 bits. A tensor at a time stands in memory beside it.
+        tokenizer: its own.
+        file: is replaced where it is there.
+        kind: of the matrices.
+        progress: called with ("writing", tensors done, all).
 
     Raises:
         ExportInvalid: llama.cpp cannot compute such a model or make its tokens, or its weights do not fit f16.
@@ -29,48 +35,66 @@ def write(model: Any, tokenizer: Any, file: Path, kind: Float = "f16") -> None:
     """
     from gguf import GGUFWriter
 
-    from finetune.compress.vocabulary import split_of, vocabulary
+    from finetune.export.vocabulary import split_of, vocabulary
 
-    _check(model)
+    known = names(model)
     vocab = vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     split = split_of(vocab, tokenizer)
+    with staged(file) as part:
+        writer = GGUFWriter(part, families.of(model.config).arch)
+        try:
+            _describe(writer, file.stem, kind)
+            families.describe(writer, model.config)
+            vocab.add_to(writer, split)
+            _write(writer, model, known, kind, progress or (lambda stage, done, total: None))
+        finally:
+            writer.close()
+
+
+@contextmanager
+def staged(file: Path) -> Iterator[Path]:
+    """Gives the name of a file beside `file` that takes its place at the end, or vanishes if an error ends it.
+
+    What a killed process left is replaced by the next one.
+    """
+    file = Path(os.path.realpath(file))  # a link keeps leading to it
     part = file.with_name(f".{file.name}.part")
-    writer = GGUFWriter(part, "llama")
     try:
-        _describe(writer, model.config, file.stem, kind)
-        vocab.add_to(writer, split)
-        _write(writer, model, kind)
-        writer.close()
+        yield part
+        flush(part)
         part.replace(file)
+        flush(file.parent)
     finally:
-        writer.close()
         part.unlink(missing_ok=True)
 
 
-def quantise(source: Path, file: Path, kind: str) -> None:
-    """Quantises a GGUF file to a type of llama.cpp's, such as Q4_0 or Q4_K_M, whole or not at all.
+def names(model: Any) -> dict[str, str]:
+    """GGUF's name of each of the model's parameters. Weights that two layers share come once.
 
     Raises:
-        ExportInvalid: there is no such type, or llama.cpp cannot read or write the file.
+        ExportInvalid: as `families.of`; or the model has weights that its family has not, or such of 4 bits.
     """
-    import llama_cpp
+    from gguf import MODEL_ARCH, get_tensor_name_map
 
-    from rag_app.engines.native import hush
+    family = families.of(model.config)
+    if getattr(model, "is_quantized", False):
+        raise ExportInvalid("the model's weights are quantised already: load it in 16 bits")
+    known = get_tensor_name_map(MODEL_ARCH[family.arch.upper()], model.config.num_hidden_layers)
+    found = {}
+    for name, _ in model.named_parameters():
+        *_, layer, kind = name.split(".")
+        place = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if not place or (kind == "bias" and layer not in family.biases):
+            raise ExportInvalid(f"llama.cpp has no place for the weights '{name}': merge or remove what was added")
+        found[name] = place
+    return found
 
-    api: Any = llama_cpp
-    number = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind}", None)
-    if number is None:
-        raise ExportInvalid(f"llama.cpp has no type '{kind}': give one such as Q4_0, Q8_0 or Q4_K_M")
-    hush()
-    settings = api.llama_model_quantize_default_params()
-    settings.ftype = number
-    part = file.with_name(f".{file.name}.part")
-    try:
-        if api.llama_model_quantize(str(source).encode(), str(part).encode(), settings):
-            raise ExportInvalid(f"llama.cpp cannot quantise '{source}' to {kind}: check the file and the room on disk")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+
+def heads(config: Any) -> dict[str, int]:
+    """The layers whose rows are to be `permuted`, and how many heads each has; none in most families."""
+    if not families.of(config).permuted:
+        return {}
+    return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
 
 def permuted(rows: "Tensor", heads: int) -> "Tensor":
@@ -81,22 +105,7 @@ def permuted(rows: "Tensor", heads: int) -> "Tensor":
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _check(model: Any) -> None:
-    config = model.config
-    if config.model_type not in FAMILIES:
-        raise ExportInvalid(
-            f"models of the kind '{config.model_type}' cannot be written as GGUF here, only {' and '.join(FAMILIES)}: "
-            "merge the adapter and use llama.cpp's own converter"
-        )
-    rope = config.rope_parameters.get("rope_type", "default")
-    if rope not in ROPES or model.model.rotary_emb.attention_scaling != 1:
-        raise ExportInvalid(
-            f"the model stretches its positions by '{rope}', and only {', '.join(ROPES)} can be written as GGUF here: "
-            "use llama.cpp's own converter"
-        )
-
-
-def _describe(writer: "gguf.GGUFWriter", config: Any, name: str, kind: Float) -> None:
+def _describe(writer: "gguf.GGUFWriter", name: str, kind: Float) -> None:
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     files = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16}
@@ -104,58 +113,46 @@ def _describe(writer: "gguf.GGUFWriter", config: Any, name: str, kind: Float) ->
     writer.add_name(name)
     writer.add_file_type(files[kind])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(_width(config))
-    writer.add_key_length(_width(config))
-    writer.add_value_length(_width(config))
-    writer.add_vocab_size(config.vocab_size)
 
 
-def _width(config: Any) -> int:
-    """Of a head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _tensors(model: Any) -> "Iterator[tuple[str, Tensor]]":
-    """Names in GGUF, and the values in llama.cpp's order. Weights that two layers share come once."""
-    from gguf import MODEL_ARCH, get_tensor_name_map
-
-    config = model.config
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, value in model.named_parameters():
-        if not (known := names.get_name(name, try_suffixes=(".weight", ".bias"))):
-            raise ExportInvalid(f"llama.cpp has no place for the weights '{name}': merge or remove what was added")
-        layer = name.split(".")[-2]
-        yield known, permuted(value.data, heads[layer]) if layer in heads else value.data
-    rotary = model.model.rotary_emb.inv_freq.float().cpu()  # 1 / theta^(i/width), stretched
-    plain = config.rope_parameters["rope_theta"] ** -((rotary.new_tensor(range(len(rotary)))) / len(rotary))
-    if not plain.allclose(rotary, rtol=1e-5):
-        yield "rope_freqs.weight", plain / rotary
-
-
-def _write(writer: "gguf.GGUFWriter", model: Any, kind: Float) -> None:
-    """All of them; a tensor at a time stands in memory beside the model's own."""
+def _write(writer: "gguf.GGUFWriter", model: Any, known: dict[str, str], kind: Float, progress: Progress) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType
 
     types = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "bf16": GGMLQuantizationType.BF16}
-    for name, value in _tensors(model):
+    tensors = {known[name]: (name, value.data) for name, value in model.named_parameters()}
+    if (stretched := _stretched(model)) is not None:
+        tensors["rope_freqs.weight"] = ("", stretched)
+    for place, (_, value) in tensors.items():
         own = kind if value.dim() > 1 else "f32"
         size = np.dtype(np.float32 if own == "f32" else np.float16)  # numpy has no bf16
-        writer.add_tensor_info(name, value.shape, size, value.numel() * size.itemsize, types[own])
+        writer.add_tensor_info(place, value.shape, size, value.numel() * size.itemsize, types[own])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, value in _tensors(model):
-        writer.write_tensor_data(_values(name, value, kind if value.dim() > 1 else "f32"))
+    for done, (place, (name, value)) in enumerate(tensors.items()):
+        progress("writing", done, len(tensors))
+        own = kind if value.dim() > 1 else "f32"
+        writer.write_tensor_data(_values(place, _arranged(model.config, name, value), own))
+    progress("writing", len(tensors), len(tensors))
+
+
+def _stretched(model: Any) -> "Tensor | None":
+    """What llama.cpp divides each frequency by, where that is not 1; told so in the Llama family alone."""
+    if not families.of(model.config).permuted:
+        return None
+    rotary = model.model.rotary_emb.inv_freq.float().cpu()  # 1 / theta^(i/width), stretched
+    theta = model.config.rope_parameters["rope_theta"]
+    plain: Tensor = theta ** -(rotary.new_tensor(range(len(rotary))) / len(rotary))
+    return None if plain.allclose(rotary, rtol=1e-5) else plain / rotary
+
+
+def _arranged(config: Any, name: str, value: "Tensor") -> "Tensor":
+    """In llama.cpp's order, and norms with what it wants added."""
+    layer, added = ".".join(name.split(".")[-2:-1]), families.of(config).added
+    if layer in heads(config):
+        return permuted(value, heads(config)[layer])
+    return value.float() + added if added and layer.endswith("norm") else value
 
 
 def _values(name: str, value: "Tensor", kind: Float) -> "np.ndarray[Any, Any]":

@@ -1,6 +1,7 @@
 """A tokenizer of Transformers as the vocabulary of a GGUF file. Knows nothing of weights."""
 
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,9 @@ def _scores(tokens: list[str], merges: list[Any]) -> list[float]:
 def _special(tokenizer: Any, size: int, merges: bool) -> "gguf.SpecialVocab":
     from gguf import SpecialVocab
 
+    from rag_app.engines.layout import Layout
+
+    logging.getLogger("gguf").setLevel(logging.ERROR)  # it says on stderr which pairs of texts it cannot join
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         special = SpecialVocab(folder, load_merges=merges, n_vocab=size)
@@ -120,6 +124,8 @@ def _special(tokenizer: Any, size: int, merges: bool) -> "gguf.SpecialVocab":
         "bos": around[0] == tokenizer.bos_token_id,
         "eos": around[-1] == tokenizer.eos_token_id,
     }
+    if (stop := Layout("model", tokenizer).stop()) != tokenizer.eos_token_id:
+        special.special_token_ids["eot"] = stop  # llama.cpp knows the usual ones by their names alone
     return special
 
 
