@@ -72,10 +72,13 @@ def _loaded_by(code: str) -> set[str]:
             ("rag_app", "'chats', '--help'"),
             ("rag_app", "'eval', '--help'"),
             ("rag_app", "'calibrate', '--help'"),
+            ("rag_app", "'adapters', '--help'"),
             ("finetune", "'--help'"),
             *(
                 ("finetune", f"'{command}', '--help'")
-                for command in ("check", "dataset", "distill", "estimate", "evaluate", "prune", "train")
+                for command in (
+                    "check", "compare", "dataset", "distill", "estimate", "evaluate", "export", "prune", "train",
+                )  # fmt: skip
             ),
         ]
     ],

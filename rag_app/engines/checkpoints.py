@@ -384,7 +384,7 @@ def quiet() -> Iterator[None]:
     for library in ("huggingface_hub", "bitsandbytes"):  # retries, and a kernel that it would like to have
         logging.getLogger(library).setLevel(logging.ERROR)
     with _QUIET:
-        if find_spec("gptqmodel"):
+        if find_spec("logbar"):
             _hush_gptqmodel()
         bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items  # it has one that no setting reaches
         try:
