@@ -76,9 +76,17 @@ def _loaded_by(code: str) -> set[str]:
             ("finetune", "'--help'"),
             *(
                 ("finetune", f"'{command}', '--help'")
-                for command in (
-                    "check", "compare", "dataset", "distill", "estimate", "evaluate", "export", "prune", "train",
-                )  # fmt: skip
+                for command in [
+                    "check",
+                    "compare",
+                    "dataset",
+                    "distill",
+                    "estimate",
+                    "evaluate",
+                    "export",
+                    "prune",
+                    "train",
+                ]
             ),
         ]
     ],
