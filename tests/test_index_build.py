@@ -983,6 +983,7 @@ for step in range(1, 200):
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_before_any_of_its_steps_on_disk_leaves_a_whole_index(
     docs: Path, where: Path, tmp_path: Path
 ) -> None:

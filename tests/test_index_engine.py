@@ -276,6 +276,7 @@ def generations(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir() if path.name.startswith("gen-")}
 
 
+@pytest.mark.slow
 def test_threads_that_search_while_builds_publish_never_fail(tmp_path: Path) -> None:
     docs, directory, done = tmp_path / "docs", tmp_path / "index", threading.Event()
 

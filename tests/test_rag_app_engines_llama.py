@@ -440,7 +440,7 @@ def test_what_the_engine_does_not_support_is_refused_by_name(
 ) -> None:
     for ask in (lambda: model.invoke(QUESTION, **arguments), lambda: list(model.stream(QUESTION, **arguments))):
         with pytest.raises(
-            SettingInvalid, match=f"'llama.cpp': {named}. Give stop, grammar, max_tokens, quotes"
+            SettingInvalid, match=f"'llama.cpp': {named}. Give stop, adapters, grammar, max_tokens, quotes"
         ) as raised:
             ask()
         one_line(raised.value)
