@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def check(model: Any, bits: int, group_size: int) -> None:
 
 def expected(model: Any, bits: int, group_size: int) -> int:
     """About how many bytes the weights take, within a hundredth; while they are made, it is twice as many."""
-    total = sum(2 * one.numel() for one in model.parameters())
+    total: int = sum(2 * one.numel() for one in model.parameters())
     for layer in _layers(model):
         rows, width = layer.weight.shape
         groups = width // group_size if group_size > 0 else 1
@@ -201,12 +202,18 @@ def _quantise(job: dict[str, Any], tell: Callable[[str], None]) -> None:
 
     torch.set_num_threads(cores())
     from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.quantization.quantizer import Quantizer
 
+    # Of 10 scales up to half as large, the one of the least squared error. It would try 80, in three times as long;
+    # none is tried by default: then 4 bits are further from the model, by a KL of 0.26 against 0.21.
+    Quantizer.configure = partialmethod(Quantizer.configure, grid=20, maxshrink=0.5)
     how = QuantizeConfig(
         bits=job["bits"],
         group_size=job["group_size"],
+        mse=2.0,
         sym=True,  # zero points or another order of columns, which vLLM's fast kernels do not read
         desc_act=False,
+        act_group_aware=job["group_size"] > 0,  # columns of large inputs first, group by group
         pack_impl="original",  # the default one compiles C++ for half a minute and saves a second
         offload_to_disk=True,  # only the layer at work is in memory
         offload_to_disk_path=str(Path(job["work"], "layers")),
