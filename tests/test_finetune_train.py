@@ -146,9 +146,9 @@ def test_a_killed_run_goes_on_to_the_same_loss(said: Said, config: Path, tmp_pat
 @pytest.mark.slow
 def test_checkpoints_are_few_whole_and_the_best_among_them(said: Said, tmp_path: Path) -> None:
     _, result, _ = said("save_total_limit=1", "eval_steps=2", "metric_for_best_model=loss")
-    folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
-    assert folders == sorted({"checkpoint-6", f"checkpoint-{result['best_step']}"})
-    assert all(folders.whole(tmp_path / "out" / name) == "" for name in folders)
+    kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert kept == sorted({"checkpoint-6", f"checkpoint-{result['best_step']}"})
+    assert all(folders.whole(tmp_path / "out" / name) == "" for name in kept)
     assert not list((tmp_path / "out").glob(".*"))
     best = min((one for one in result["history"] if "eval_loss" in one), key=lambda one: one["eval_loss"])
     assert best["step"] == result["best_step"]
