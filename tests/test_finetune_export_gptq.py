@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import chdir
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -156,25 +157,28 @@ def unpacked(folder: Path) -> dict[str, torch.Tensor]:
     return plain
 
 
-def rounded(source: Path, to: Path, group_size: int = 32) -> Path:
-    """A model in 8 bits, rounded to the nearest, in the same format."""
+def rounded(source: Path, to: Path, bits: int, group_size: int) -> Path:
+    """A model whose weights are rounded to the nearest, in the same format."""
     to.mkdir()
     config = json.loads((source / "config.json").read_bytes())
-    how = {"quant_method": "gptq", "bits": 8, "group_size": group_size, "desc_act": False, "sym": True}
+    how = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "desc_act": False, "sym": True}
     (to / "config.json").write_text(json.dumps({**config, "quantization_config": how, "dtype": "float32"}))
     held: dict[str, torch.Tensor] = {}
+    half, shifts = 2 ** (bits - 1), torch.arange(0, 32, bits, dtype=torch.int32)
     for name, weight in load_file(source / "model.safetensors").items():
         if not name.endswith("proj.weight"):
             held[name] = weight
             continue
-        groups = weight.float().T.unflatten(0, (-1, group_size))  # (groups, inputs of each, outputs)
-        scales = groups.abs().amax(1) / 127
-        numbers = (groups / scales[:, None]).round().flatten(0, 1).int() + 128
-        parts = numbers.unflatten(0, (-1, 4)) << torch.arange(0, 32, 8, dtype=torch.int32)[:, None]
+        size = group_size if group_size > 0 else weight.shape[1]
+        groups = weight.float().T.unflatten(0, (-1, size))  # (groups, inputs of each, outputs)
+        scales = groups.abs().amax(1) / (half - 1)
+        numbers = (groups / scales[:, None]).round().flatten(0, 1).int() + half
+        parts = numbers.unflatten(0, (-1, len(shifts))) << shifts[:, None]
         name = name.removesuffix("weight")
         held |= {f"{name}qweight": parts.sum(1, dtype=torch.int32), f"{name}scales": scales.half()}
-        held[f"{name}qzeros"] = torch.full((len(scales), scales.shape[1] // 4), 0x7F7F7F7F, dtype=torch.int32)
-        held[f"{name}g_idx"] = torch.arange(len(numbers), dtype=torch.int32) // group_size
+        zeros = int(((half - 1) << shifts.long()).sum())
+        held[f"{name}qzeros"] = torch.full((len(scales), scales.shape[1] // len(shifts)), zeros, dtype=torch.int32)
+        held[f"{name}g_idx"] = torch.arange(len(numbers), dtype=torch.int32) // size
     save_file(held, to / "model.safetensors", {"format": "pt"})
     AutoTokenizer.from_pretrained(source).save_pretrained(to)
     return to
@@ -201,7 +205,8 @@ def made(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder.mkdir()
     chance = random.Random(1)
     rows = [[chance.randrange(1000) for _ in range(50)] for _ in range(8)]
-    gptq.write(source, folder, 4, 32, rows, lambda *step: steps.append(step))
+    with chdir(work):
+        gptq.write(source, folder, 4, 32, rows, lambda *step: steps.append(step))
     return {"source": source, "folder": folder, "steps": steps, "rows": rows}
 
 
@@ -210,6 +215,7 @@ def test_weights_are_made_and_the_rest_taken_over(made: dict[str, Any]) -> None:
     source, folder = made["source"], made["folder"]
     assert made["steps"] == [("quantising", done, 2) for done in (0, 1, 2)]
     assert {one.name for one in folder.iterdir()} == {one.name for one in source.iterdir()}
+    assert {one.name for one in folder.parent.iterdir()} == {"source", "made"}  # the current one then: no logs
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
     config = json.loads((folder / "config.json").read_bytes())
@@ -242,9 +248,12 @@ def test_what_was_made_is_served_and_says_nothing_on_stdout(
 
 
 @needs_gptqmodel
-def test_eight_bits_are_served_without_a_compiler(small_base: Path, tmp_path: Path) -> None:
-    source = tiny(small_base, tmp_path / "source")
-    folder = rounded(source, tmp_path / "rounded")
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 32), (4, -1)])
+def test_what_has_no_kernel_of_its_own_is_served_without_a_compiler(
+    small_base: Path, tmp_path: Path, bits: int, group_size: int
+) -> None:
+    source = tiny(small_base, tmp_path / "source", 96)
+    folder = rounded(source, tmp_path / "rounded", bits, group_size)
     model, _ = checkpoints.load(checkpoints.find(str(folder)), "auto", "cpu")
     row = list(range(100, 120))
     right = logits(plain(source, unpacked(folder)), row)

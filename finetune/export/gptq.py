@@ -100,9 +100,9 @@ def write(
     if not any(rows):
         raise ExportInvalid("there is no text to calibrate GPTQ on: give examples with --data FILE")
     check(_shape(source), bits, group_size)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with tempfile.TemporaryDirectory(dir=folder.absolute()) as work:
         how = {"bits": bits, "group_size": group_size, "rows": [list(row) for row in rows]}
-        Path(work, "job.json").write_text(json.dumps({"source": str(source), "work": work, **how}), "utf-8")
+        Path(work, "job.json").write_text(json.dumps({"source": str(source.absolute()), "work": work, **how}), "utf-8")
         code, said = _run(Path(work, "job.json"), progress or (lambda stage, done, total: None))
         if code:
             raise ExportInvalid(f"gptqmodel cannot quantise the model ({said}): {_remedy(said)}")
@@ -148,13 +148,14 @@ def _take(made: Path, source: Path, folder: Path) -> None:
 def _run(job: Path, progress: Progress) -> tuple[int, str]:
     """The process's exit code, and its last error."""
     ours = {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
         "GPTQMODEL_CPU_WORKERS": str(max(2, cores())),  # with one, it refuses to start
         "HF_HUB_OFFLINE": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # or glibc keeps 20 MB of each layer: 1.4 GB in place of 0.9 in the end
     }
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "finetune.export.gptq", str(job)],  # -P: not what the current folder holds
+        cwd=job.parent,  # it leaves a folder of logs in the current one
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -114,7 +114,11 @@ def load(source: Source, precision: str, device: str, double: bool = False) -> t
         place = chosen_device(device)
         source = _converted(source) if source.gguf else _reached(source) if source.on_the_hub else source
         config = transformers.AutoConfig.from_pretrained(**source.files)
-        nf4 = _quantise(source, getattr(config, "quantization_config", None), precision)
+        held: Any = getattr(config, "quantization_config", None)
+        nf4 = _quantise(source, held, precision)
+        whole_rows = isinstance(held, dict) and held["quant_method"] == "gptq" and held.get("group_size") == -1
+        if whole_rows and place.type == "cpu":
+            held["backend"] = "gptq_torch"  # gptqmodel would take a kernel of 4 bits that knows no groups so large
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.files)
         model = _weights(source, {"config": config, **_settings(place, nf4, device == "auto", double)})
         if place.type == "cpu":
