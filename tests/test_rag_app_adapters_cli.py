@@ -139,7 +139,7 @@ def test_what_only_looks_loads_no_torch(kept: Registry) -> None:
 def test_adapters_are_added_listed_shown_and_removed(tmp_path: Path, tiny: Path, capsys: Capture) -> None:
     assert run("list") == 0
     printed = capsys.readouterr()
-    assert printed.out == "in use: off (chosen: false)\n"
+    assert printed.out == "in use: off (as the program came)\n"
     assert "there are no adapters yet: 'rag-app adapters add RUN' takes one in" in printed.err
     trained(tmp_path / "Tax", tiny)
     exported(tmp_path / "Tax" / "export" / "gguf-lora", tiny, "tax")
@@ -159,7 +159,7 @@ def test_adapters_are_added_listed_shown_and_removed(tmp_path: Path, tiny: Path,
     assert capsys.readouterr().out.splitlines() == [
         "  other  the adapter 'other' is damaged (adapter.gguf is 9 of 512 bytes): add it again with --force",
         "* tax    lora r=2 for tiny.gguf, gguf and peft, 0.0 MB",
-        "in use: tax (chosen: true)",
+        "in use: tax",
     ]
     assert run("list", "--json") == 0
     rows = as_json(capsys)
@@ -185,7 +185,7 @@ def test_rollback_goes_back_and_tells_what_it_passes_over(kept: Registry, capsys
     kept.remove("b")
     assert run("rollback") == 0
     printed = capsys.readouterr()
-    assert printed.out == "in use: a (chosen: true)\n"
+    assert printed.out == "in use: a\n"
     assert "1 states were passed over, since their adapters are gone" in printed.err
     assert run("rollback", "--json") == 0 and as_json(capsys) == {"active": [], "chosen": False}
     assert run("rollback") == 1
@@ -200,7 +200,7 @@ def test_a_better_one_is_put_to_use_and_both_scores_are_kept(
     assert lines[0].split()[:2] == ["adapter", "F1"]
     assert lines[1].split()[:2] == ["off", "0.333"] and lines[2].split()[:2] == ["a", "0.667"]
     assert "+0.333  +0.000 to +1.000" in lines[2]
-    assert lines[3] == "in use: a (chosen: true)"
+    assert lines[3] == "in use: a"
     assert model.used == ["off"] * 3 + ["a"] * 3 and model.closings == 1
     (result,) = kept.show("a")["scores"]["gate"]
     assert (result["against"], round(result["f1"], 3), round(result["against_f1"], 3)) == ("off", 0.667, 0.333)

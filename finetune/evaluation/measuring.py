@@ -20,8 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
@@ -29,6 +27,7 @@ from finetune.evaluation import candidates, divergence, subjects
 from finetune.evaluation.candidates import Candidate
 from finetune.evaluation.subjects import Subject
 from finetune.example import Example, example_of
+from finetune.training.machine import resident
 from rag_app.engines.native import Refused
 
 LENGTH = 512
@@ -160,18 +159,6 @@ def libraries(candidate: Candidate) -> None:
         import llama_cpp  # noqa: F401
     else:
         from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: F401
-
-
-def resident() -> tuple[int, int]:
-    """Bytes of memory that this process has now, and had at most."""
-    with suppress(OSError, KeyError):
-        rows = (line.split() for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
-        held = {row[0]: int(row[1]) * 1024 for row in rows if row[0] in ("VmRSS:", "VmHWM:")}
-        return held["VmRSS:"], held["VmHWM:"]
-    import psutil
-
-    info = psutil.Process().memory_info()
-    return int(info.rss), int(getattr(info, "peak_wset", info.rss))
 
 
 def on_gpu() -> int | None:

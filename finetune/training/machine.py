@@ -89,6 +89,11 @@ def used() -> tuple[int, int]:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    return resident()
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of memory that this process has now, and had at most."""
     with suppress(OSError, KeyError):
         rows = (line.split() for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
         held = {row[0]: int(row[1]) * 1024 for row in rows if row[0] in ("VmRSS:", "VmHWM:")}

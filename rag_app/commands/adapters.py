@@ -97,12 +97,25 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
     say(f"files in {row['folder']}:")
     for name, size in row["files"].items():
         say(f"  {size:>12,}  {name}")
+    if test := row["scores"].get("test"):
+        say(f"measured on {test['questions']}:")
+        for which in ("adapter", "base"):
+            say(f"  {which:7}  {_scores(test[which])}")
     for one in row["scores"]["gate"]:
         say(
             f"{one['at']}: {one['adapter']} F1 {one['f1']:.3f}, {one['against']} {one['against_f1']:.3f}, "
             f"{one['n']} questions of {one['questions']}{'' if one['taken'] else '; not put to use'}"
         )
     return None
+
+
+def _scores(found: dict[str, Any]) -> str:
+    """Of the manifest of the adapter that came with the program, in a line."""
+    answers, refusal, citations = (found[group] for group in ("answers", "refusal", "citations"))
+    return (
+        f"F1 {answers['f1_answerable']:.3f} where there is an answer, {refusal['f1']:.3f} at abstaining, "
+        f"citation precision {citations['precision']:.3f}"
+    )
 
 
 def _off(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def add_measure(command: argparse.ArgumentParser) -> None:
 
 def tell(now: State) -> None:
     """A line on what is in use."""
-    say(f"in use: {shown(now.active)} (chosen: {str(now.chosen).lower()})")
+    say(f"in use: {shown(now.active)}{'' if now.chosen else ' (as the program came)'}")
 
 
 def changed(options: argparse.Namespace, now: State, more: dict[str, Any] | None = None) -> dict[str, Any] | None:

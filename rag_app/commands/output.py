@@ -2,7 +2,7 @@
 
 import argparse
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -76,15 +76,15 @@ def write(path: Path, lines: Iterable[str]) -> int:
         if irregular(path):
             with path.open("a", encoding="ascii", newline="\n") as stream:
                 return _put(stream, lines)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".rows-")
+        draft = path.with_name(f".rows-{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "w", encoding="ascii", newline="\n") as stream:
+            with draft.open("x", encoding="ascii", newline="\n") as stream:
                 count = _put(stream, lines)
                 os.fsync(stream.fileno())
-            Path(draft).replace(path)
+            draft.replace(path)
         except BaseException:
             with suppress(OSError):
-                Path(draft).unlink()
+                draft.unlink()
             raise
     except BrokenPipeError:
         raise
