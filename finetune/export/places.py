@@ -70,7 +70,7 @@ def work(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     with folders.held(parent) as alone:
         if alone is False:
-            raise ExportInvalid(f"another export is writing into '{parent}': wait for it, or give another --out")
+            raise ExportInvalid(f"another export is writing into '{parent}': wait for it, or give --out another folder")
         folders.restore(parent)
         made = folders.beside(parent / "export", "part")
         try:
@@ -107,7 +107,7 @@ def sizes(found: Origin, wanted: Wanted) -> dict[str, int]:
         from finetune.export import gptq
 
         gptq.check(plain, wanted.bits, wanted.group_size)
-        made["gptq"] = 2 * gptq.expected(plain, wanted.bits, wanted.group_size)
+        made["gptq"] = made["layers"] = gptq.expected(plain, wanted.bits, wanted.group_size)
     return made
 
 
