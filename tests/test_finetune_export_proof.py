@@ -138,9 +138,10 @@ def test_what_is_not_the_same_is_named(
         proven(other, right, "f32")
 
 
-def test_a_stop_token_that_does_not_stop_fails(file: Path, right: Expected) -> None:
-    with pytest.raises(ProofFailed, match="the token 5, which ends an answer, does not end it"):
-        proven(file, replace(right, stop=5), "f32")
+@pytest.mark.parametrize(("kind", "remedy"), [("f32", "another type"), ("gptq-4", "--bits 8"), ("gptq-8", "as GGUF")])
+def test_a_stop_token_that_does_not_stop_fails(kind: str, remedy: str, file: Path, right: Expected) -> None:
+    with pytest.raises(ProofFailed, match=f"the token 5, which ends an answer, does not end it.*{remedy}"):
+        proven(file, replace(right, stop=5), kind)
 
 
 def test_a_reply_that_goes_on_as_somebody_else_fails(file: Path, right: Expected) -> None:

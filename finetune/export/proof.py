@@ -30,6 +30,11 @@ SPREAD = 3.4
 """Standard deviation of the bundled model's logits at a position, which the largest differences were measured at."""
 WRITTEN = 24
 """Tokens of the reply that is written."""
+REMEDIES = {
+    "gptq-4": "Give --bits 8, or texts like those it will read with --data; or update gptqmodel and transformers",
+    "gptq-8": "Update gptqmodel and transformers, or export it as GGUF",
+}
+"""For what has no types to choose among."""
 MOST = 256
 """Tokens whose logits are compared at most, where a small vocabulary makes many of the text."""
 ASKED = Example(
@@ -186,7 +191,7 @@ def prove(made: "Engine", right: Expected, kind: str, facts: Mapping[str, Any]) 
     if faults:
         raise ProofFailed(
             f"what was written as {kind} is not the model that it was made of, and was thrown away: {faults[0]}. "
-            "Update llama-cpp-python, gguf and transformers, or give another type"
+            + REMEDIES.get(kind, "Update llama-cpp-python, gguf and transformers, or give another type")
         )
     return Proof(
         **facts, type=kind, engine=made.name, prompt_version=PROMPT_VERSION, tokens=len(right.talked),
