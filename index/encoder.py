@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from index.errors import EncoderNotFound, IndexMismatch, QueryInvalid
 from index.modelfiles import ModelFiles
 from index.models import Model, Piece, load_model
+from index.paths import expanded
 from index.precision import PRECISIONS, guessed, measured, remember, remembered
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def locate(name_or_path: str | None = None) -> tuple[str, str]:
     wanted = name_or_path or os.environ.get("RAG_ENCODER") or BUNDLED
     if wanted != BUNDLED:
         looks_local = wanted.startswith((".", "/", "~")) or wanted.count("/") != 1
-        path = Path(wanted).expanduser()
+        path = expanded(wanted)
         if looks_local and not (path / "config.json").is_file():
             raise EncoderNotFound(f"no encoder at '{wanted}': give a sentence-transformers folder or a Hub id")
         return (path.resolve().name, str(path.resolve())) if path.is_dir() else (wanted, wanted)

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,7 +163,10 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is not there or cannot be read.
     """
-    content = json.loads((folder / COMPLETE).read_bytes())
+    file = folder / COMPLETE
+    if file.exists() and not file.is_file():  # a pipe would make the reader wait
+        raise ValueError
+    content = json.loads(file.read_bytes())
     if not isinstance(content, dict):
         raise ValueError
     return content
@@ -176,14 +180,18 @@ def lack(folder: Path, hashed: bool) -> str:
         files = {name: (int(size), str(digest)) for name, (size, digest) in read(folder)["files"].items()}
     except FileNotFoundError:
         return f"it is not finished (it has no {COMPLETE})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{COMPLETE} cannot be read"
     for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = path.stat()
+        except (OSError, ValueError):  # a name that no file can have
+            return f"{name[:100]} is missing"
+        if not stat.S_ISREG(found.st_mode):
             return f"{name} is missing"
-        if (held := path.stat().st_size) != size:
-            return f"{name} is {held:,} of {size:,} bytes"
+        if found.st_size != size:
+            return f"{name} is {found.st_size:,} of {size:,} bytes"
         if hashed and sha256(path) != digest:
             return f"{name} has changed since it was written"
     return ""

@@ -5,9 +5,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """With the user's home for ~, which stays where there is no such user, as in ~nobody."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (Path's raises)
+
+
 def home() -> Path:
     """The one folder that everything is written under: `$RAG_HOME`, where ~ is the user's, else `./.rag`."""
-    return Path(os.path.expanduser(os.environ.get("RAG_HOME") or ".rag"))  # noqa: PTH111  (Path's raises for ~nobody)
+    return expanded(os.environ.get("RAG_HOME") or ".rag")
 
 
 def default_index() -> Path:

@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from index.paths import expanded
 from rag_app.errors import ModelInvalid, ModelNotFound
 
 BUNDLED = "SmolLM2-135M-Instruct"
@@ -20,7 +21,7 @@ def locate(path: str | Path | None = None) -> Path:
     wanted = path or os.environ.get("RAG_MODEL")
     if not wanted:
         return _bundled()
-    file = Path(wanted).expanduser()
+    file = expanded(wanted)
     if not file.is_file():
         what = "is a folder, not a GGUF file" if file.is_dir() else "does not exist"
         raise ModelNotFound(f"the model '{file}' {what}. {REMEDY}")

@@ -43,6 +43,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_HOME", str(tmp_path / "rag-home"))
 
 
+@pytest.fixture
+def nothing_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no adapter came with the program."""
+    from rag_app.adapters import registry
+
+    monkeypatch.setattr(registry, "BUNDLED", tmp_path / "nothing-bundled")
+
+
 class WordEncoder:
     """A deterministic encoder for tests: a bag of words, hashed into 64 dimensions. Counts what it encodes."""
 

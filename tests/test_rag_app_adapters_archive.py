@@ -17,6 +17,8 @@ from rag_app.adapters.registry import Registry
 from rag_app.errors import AdapterInvalid
 from tests.test_rag_app_adapters_registry import exported, names, peft, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("nothing_bundled")
+
 __all__ = ["tiny"]
 ENDS = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -101,6 +103,16 @@ def _sized(size: int) -> Callable[[Path], Path]:
         data = info.tobuf(tarfile.GNU_FORMAT)
         (to / "x.tar").write_bytes(data + bytes(10240))
         return to / "x.tar"
+
+    return make
+
+
+def _zipped_badly(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    """An archive that holds nothing, whose last bytes are changed."""
+
+    def make(to: Path) -> Path:
+        (to / "x.tgz").write_bytes(change(gzip.compress(bytes(10240))))
+        return to / "x.tgz"
 
     return make
 
@@ -208,6 +220,8 @@ REFUSED = {
     "no zip": (_bytes("x.zip", b"PK" + bytes(100)), "the archive is damaged .it has no directory."),
     "empty": (_bytes("x.zip", b""), "the archive is damaged .it has no directory."),
     "no tar": (_bytes("x.tar", b"x" * 2000), "the archive is damaged"),
+    "a wrong sum": (_zipped_badly(lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]), "damaged .CRC"),
+    "no sum": (_zipped_badly(lambda data: data[:-8]), "damaged .Compressed file ended"),
     "no gzip": (_bytes("x.tgz", b"\x1f\x8b" + b"x" * 2000), "the archive is damaged"),
 }  # fmt: skip
 

@@ -41,8 +41,7 @@ def put(folder: Path, name: str, **facts: Any) -> None:
 
 
 @pytest.fixture
-def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setattr(place, "BUNDLED", tmp_path / "none")
+def adapters(tmp_path: Path, nothing_bundled: None) -> Registry:
     made = Registry(tmp_path)
     for name, facts in (
         ("one", {}),

@@ -27,6 +27,8 @@ from tests.conftest import ScriptedModel, WordEncoder
 from tests.test_layers import HEAVY, _loaded_by
 from tests.test_rag_app_adapters_registry import exported, gguf, kept, names, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("nothing_bundled")
+
 __all__ = ["kept", "tiny"]
 Capture = pytest.CaptureFixture[str]
 LUNCH, OIL, DINNER = "What is the lunch allowance?", "When to change the oil?", "Who pays for the lunch?"

@@ -1,5 +1,6 @@
 """The registry of adapters: what it takes and refuses, what is in use, and that nothing is ever half done."""
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from gguf import GGUFReader, GGUFWriter
 from safetensors.numpy import save_file
 
 from index import folders
+from index.errors import RagError
 from rag_app.adapters import files, header, registry, state
 from rag_app.adapters.manifest import Manifest
 from rag_app.adapters.registry import Registry, State, Use
@@ -29,7 +31,13 @@ from rag_app.fingerprint import fingerprint
 from rag_app.models import locate
 from rag_app.prompt import PROMPT_VERSION
 
+pytestmark = pytest.mark.usefixtures("nothing_bundled")
+
 WIDTH, HEIGHT, RANK = 16, 8, 2
+RESULT: dict[str, Any] = {
+    "at": "now", "adapter": "a", "against": "off", "f1": 0.5, "against_f1": 0.4, "n": 9, "questions": "q.jsonl",
+    "taken": True,
+}  # fmt: skip
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -38,8 +46,12 @@ def gguf(path: Path, tensors: dict[str, Any] | None = None, **facts: Any) -> Pat
     facts = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0, **facts}
     writer = GGUFWriter(path, facts.pop("architecture", "llama"))
     for name, value in facts.items():
-        if isinstance(value, float):
+        if isinstance(value, np.float64):
+            writer.add_float64(name, float(value))
+        elif isinstance(value, float):
             writer.add_float32(name, value)
+        elif isinstance(value, list):
+            writer.add_array(name, value)
         elif value is not None:
             writer.add_string(name, value)
     for name, shape in (lora() if tensors is None else tensors).items():
@@ -254,7 +266,15 @@ def _linked(name: str) -> Callable[[Path], None]:
     return change
 
 
-REFUSED = {
+def _moved(folder: Path) -> None:
+    """The second tensor overlaps the first."""
+    file = folder / "adapter.gguf"
+    data, name = file.read_bytes(), b"blk.0.attn_q.weight.lora_b"
+    at = data.index(name) + len(name) + 4 + 2 * 8 + 4
+    file.write_bytes(data[:at] + bytes(8) + data[at + 8 :])
+
+
+REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "nothing": (_nothing, "there is no '.*none': name a run, a folder, an archive or a GGUF file"),
     "text": (_text, "notes.txt' is no adapter: name a run"),
     "an empty folder": (lambda to, tiny: to, "is no adapter: name a run, or what was exported of one"),
@@ -276,7 +296,13 @@ REFUSED = {
     "no base": (_edited(base={"name": "x"}), "damaged .it names no base model."),
     "an odd name": (_edited(name="../x"), "damaged .its name is none."),
     "an odd rank": (_edited(rank=0), "damaged .its rank is none."),
-    "an odd method": (_edited(method=["lora"]), "damaged .its 'method' is no text."),
+    "a rank beyond all": (_edited(rank=10**400), "damaged .its rank is none."),
+    "an odd method": (_edited(method=["lora"]), "damaged .its 'method' is no text of one line."),
+    "a method of two lines": (_edited(method="lora\n* x"), "damaged .its 'method' is no text of one line."),
+    "a base of two lines": (
+        _edited(base={"name": "x\n* y", "fingerprint": "0"}),
+        "damaged .the name of its base is none.",
+    ),
     "odd settings": (_edited(config=[]), "damaged .its 'config' is no table."),
     "a list": (
         _with(lambda at: (at / "manifest.json").write_text("[]")),
@@ -287,6 +313,13 @@ REFUSED = {
     "no lora": (_holding(**{"adapter.type": "control"}), "is no LoRA adapter .adapter.type is 'control'"),
     "no alpha": (_holding(**{"adapter.lora.alpha": None}), "its adapter.lora.alpha is no number"),
     "alpha": (_holding(**{"adapter.lora.alpha": math.inf}), "its adapter.lora.alpha is no number"),
+    "an endless alpha": (_holding(**{"adapter.lora.alpha": 1e30}), "its adapter.lora.alpha is no number"),
+    "an alpha below 0": (_holding(**{"adapter.lora.alpha": -4.0}), "its adapter.lora.alpha is no number"),
+    "alpha of 64 bits": (
+        _holding(**{"adapter.lora.alpha": np.float64(4)}),
+        "its adapter.lora.alpha is no number of 32",
+    ),
+    "aLoRA": (_holding(**{"adapter.alora.invocation_tokens": [5, 6]}), "is to be switched on by certain words"),
     "no tensors": (_holding({}), "adapter.gguf holds no LoRA adapter"),
     "half a pair": (_holding({"blk.0.attn_q.weight.lora_a": (2, 16)}), "'blk.0.attn_q.weight' lacks .lora_b"),
     "two ranks": (
@@ -305,7 +338,16 @@ REFUSED = {
     ),
     "another layer": (_holding(lora(name="blk.9.attn_q.weight")), "of another model: .* and None in 'tiny.gguf'"),
     "another family": (_holding(architecture="qwen2"), "general.architecture is qwen2, and llama in 'tiny.gguf'"),
-    "cut weights": (_with(lambda at: os.truncate(at / "adapter.gguf", 300)), "does not lie within it|ends too soon"),
+    "cut weights": (_with(lambda at: os.truncate(at / "adapter.gguf", 300)), "does not lie where|ends too soon"),
+    "weights beside their place": (_with(_moved), "'blk.0.attn_q.weight.lora_b' does not lie where it should"),
+    **{
+        f"{value} in {kind.__name__}": (
+            _holding({"x.lora_a": np.full((2, 2), value, kind), "x.lora_b": np.ones((2, 2), kind)}),
+            "'x.lora_a' holds what is no number",
+        )
+        for value in (math.nan, -math.inf)
+        for kind in (np.float32, np.float16)
+    },
     "no GGUF": (_with(lambda at: (at / "adapter.gguf").write_text("GGML")), "'adapter.gguf' is no GGUF file"),
     "a damaged run": (_peft(), "has changed"),
 }
@@ -336,6 +378,8 @@ PEFT = {
         "the method 'adapter', which cannot be swapped into a model that runs",
     ),
     "no kind": ({"peft_type": None}, "adapter_config.json beside it does not say what it is"),
+    "an alpha of letters": ({"lora_alpha": "x"}, "lora_alpha in adapter_config.json is no number from 0"),
+    "no number for alpha": ({"lora_alpha": math.nan}, "lora_alpha in adapter_config.json is no number from 0"),
 }
 
 
@@ -353,6 +397,63 @@ def test_damaged_safetensors_are_refused(harm: bytes, tmp_path: Path, tiny: Path
     (folder / "adapter_model.safetensors").write_bytes(harm)
     with pytest.raises(AdapterInvalid, match=r"adapter_model.safetensors is damaged"):
         Registry().add(folder, base=str(tiny))
+
+
+@pytest.mark.parametrize(
+    ("value", "phrase"),
+    [(np.float32(math.nan), "holds what is no number"), (np.int32(1), "in a type that no adapter has .I32.")],
+)
+def test_weights_of_peft_that_are_no_numbers_are_refused(value: Any, phrase: str, tmp_path: Path, tiny: Path) -> None:
+    folder = peft(tmp_path / "made")
+    tensors = {
+        f"{Q}.lora_A.weight": np.ones((RANK, WIDTH), np.float32),
+        f"{Q}.lora_B.weight": np.full((HEIGHT, RANK), value),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterInvalid, match=phrase):
+        Registry().add(folder, base=str(tiny))
+
+
+def test_settings_however_deep_are_kept(tmp_path: Path, tiny: Path) -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = [deep]
+    assert Registry().add(_edited(config={"x": deep})(tmp_path, tiny)).manifest.config == {"x": deep}
+
+
+def test_a_base_in_the_home_of_nobody_is_no_base(tmp_path: Path, tiny: Path) -> None:
+    added = Registry().add(_edited(config={"base_model": "~nobody-at-all/m"})(tmp_path, tiny))
+    assert added.manifest.base["name"] == "tiny.gguf"
+    with pytest.raises(RagError, match="~nobody-at-all/m"):
+        Registry().add(exported(tmp_path / "other", tiny, "other"), base="~nobody-at-all/m")
+
+
+def test_earlier_results_go_before_what_they_belong_to(
+    kept: Registry, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.results.add(["a"], RESULT)
+
+    def full(name: str, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept.files, "write", full)
+    before = kept.get("a").manifest
+    for change in (
+        lambda: kept.add(exported(tmp_path / "new", tiny, "a", made="later"), replace=True),
+        lambda: kept.remove("a"),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            change()
+        assert kept.get("a", hashed=True).manifest == before and kept.show("a")["scores"]["gate"] == [RESULT]
+
+
+@pytest.mark.parametrize("name", ["active.json", "scores.json", "a/complete.json"])
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(name: str, kept: Registry) -> None:
+    (kept.root / name).unlink(missing_ok=True)
+    os.mkfifo(kept.root / name)
+    with pytest.raises(AdapterInvalid, match=name.rpartition("/")[2].replace(".", "[.]")):
+        kept.in_use()
+        kept.show("a")
 
 
 def test_the_shapes_of_peft_s_form_are_compared_with_a_base_that_is_a_folder(tmp_path: Path) -> None:
@@ -394,7 +495,7 @@ def test_a_name_is_taken_again_only_by_force_and_never_while_in_use(kept: Regist
         AdapterInvalid, match="there is an adapter 'a' already: replace it with --force, or give --name"
     ):
         kept.add(other, "a")
-    kept.results.add(["a"], {"f1": 0.5})
+    kept.results.add(["a"], RESULT)
     assert kept.add(other, "a", replace=True).manifest.rank == 3
     assert kept.show("a")["scores"]["gate"] == []
     kept.use([Use("a")])
@@ -450,8 +551,8 @@ def test_the_bundled_adapter_is_in_use_until_somebody_chooses(bundled: Path, kep
         kept.remove("default")
     with pytest.raises(AdapterInvalid, match="'default' came with the program and stays: give another name"):
         kept.add(bundled, replace=True)
-    kept.results.add(["default"], {"f1": 0.5})
-    assert kept.show("default")["scores"]["gate"] == [{"f1": 0.5}]
+    kept.results.add(["default"], RESULT)
+    assert kept.show("default")["scores"]["gate"] == [RESULT]
     assert folders.whole(bundled) == ""
 
 
@@ -494,6 +595,7 @@ DAMAGED = {
     "an odd state": b'{"version": 1, "active": {"a": 1}, "history": []}',
     "an odd name": b'{"version": 1, "active": [{"name": "../a", "weight": 1}], "history": []}',
     "an odd weight": b'{"version": 1, "active": [{"name": "a", "weight": NaN}], "history": []}',
+    "a weight beyond all": b'{"version": 1, "active": [{"name": "a", "weight": 1%b}], "history": []}' % (b"0" * 400),
     "odd states before": b'{"version": 1, "active": [], "history": [7]}',
     "deep": b"[" * 100_000,
     "an odd version": b'{"version": "x"}',
@@ -586,23 +688,26 @@ def test_removed_is_gone_unless_in_use(kept: Registry) -> None:
     kept.use([Use("a"), Use("b")])
     with pytest.raises(AdapterInvalid, match="'b' is in use: 'rag-app adapters off' or 'use OTHER' first"):
         kept.remove("b")
-    kept.results.add(["b", "c"], {"f1": 0.5})
+    kept.results.add(["b", "c"], RESULT)
     kept.remove("c")
     with pytest.raises(AdapterNotFound, match="there is no adapter 'c'"):
         kept.remove("c")
     assert names(kept.root) == {"a", "b", "active.json", "scores.json", ".lock"}
-    assert json.loads((kept.root / "scores.json").read_text())["gate"] == {"b": [{"f1": 0.5}]}
+    assert json.loads((kept.root / "scores.json").read_text())["gate"] == {"b": [RESULT]}
 
 
 def test_twenty_results_of_the_gate_are_kept_and_damage_is_told(kept: Registry) -> None:
     for number in range(25):
-        kept.results.add(["a"], {"f1": number})
+        kept.results.add(["a"], {**RESULT, "f1": number})
     assert [row["f1"] for row in kept.show("a")["scores"]["gate"]] == list(range(5, 25))
-    (kept.root / "scores.json").write_text("{")
-    made = kept.get("b").folder
+    made, text = kept.get("b").folder, ""
+    for text in ('{"gate": {"a": [1]}}', '{"gate": {"a": "abc"}}', '{"gate": {"a": [{}]}}', "{"):
+        (kept.root / "scores.json").write_text(text)
+        with pytest.raises(AdapterInvalid, match=r"scores.json' is damaged: remove it"):
+            kept.show("a")
     for ask in (
         lambda: kept.show("a"),
-        lambda: kept.results.add(["a"], {}),
+        lambda: kept.results.add(["a"], RESULT),
         lambda: kept.remove("a"),
         lambda: kept.add(made, "d"),
     ):
@@ -671,7 +776,7 @@ def test_a_tensor_beyond_the_file_is_refused(tmp_path: Path, tiny: Path) -> None
     data = file.read_bytes()
     at = data.index(b"lora_b") + len(b"lora_b") + 4 + 16 + 4
     file.write_bytes(data[:at] + struct.pack("<Q", 1 << 62) + data[at + 8 :])
-    with pytest.raises(AdapterInvalid, match=r"'blk.0.attn_q.weight.lora_b' does not lie within it"):
+    with pytest.raises(AdapterInvalid, match=r"'blk.0.attn_q.weight.lora_b' does not lie where it should"):
         Registry().add(file, base=str(tiny))
 
 

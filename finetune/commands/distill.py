@@ -6,6 +6,7 @@ from typing import Any
 
 from index import console
 from index.console import say, warn
+from index.paths import expanded
 from rag_app.commands import flags, output
 
 WHITE = ("beta", "temperature", "cross_entropy", "on_policy", "max_tokens")
@@ -134,7 +135,7 @@ def _engine(teacher: str, engine: str | None) -> dict[str, str]:
         return {"engine": "server", "base_url": teacher}
     if engine:
         return {"model": teacher}
-    path = Path(teacher).expanduser()
+    path = expanded(teacher)
     if path.is_file() or teacher.endswith(".gguf"):
         return {"engine": "llama.cpp", "model": teacher}
     return {"engine": "transformers" if path.is_dir() or ":" not in teacher else "langchain", "model": teacher}

@@ -23,6 +23,7 @@ from finetune.evaluation.evaluate import sample
 from finetune.example import Example
 from index import folders
 from index.errors import RagError
+from index.paths import expanded
 from rag_app.engines.layout import Layout
 
 Method = Literal["magnitude", "wanda", "layers", "block"]
@@ -151,7 +152,7 @@ def free(out: Path, force: bool, read: str | None = None) -> Path:
         return out
     if not force:
         raise RagError(f"'{out}' is there already: name another folder, or replace it with --force")
-    if read and Path(read).expanduser().resolve() == out.resolve():
+    if read and expanded(read).resolve() == out.resolve():
         raise RagError(f"'{out}' is what is read, and would be lost: name another folder")
     if not (out / folders.COMPLETE).is_file():
         raise RagError(f"'{out}' holds what is none of ours, and would be lost: name another folder")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckpointInvalid
 from index import folders
+from index.paths import expanded
 from rag_app.engines.outside import one_line
 from rag_app.errors import ModelNotFound
 from rag_app.prompt import PROMPT_VERSION
@@ -33,7 +34,7 @@ def find(name: str) -> Adapter | None:
     Raises:
         CheckpointInvalid: it is incomplete, or was trained with other prompts.
     """
-    place = Path(name).expanduser()
+    place = expanded(name)
     folder = next((one for one in (place, place / "adapter") if _is_adapter(one)), None)
     if folder is None:
         return None

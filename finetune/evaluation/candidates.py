@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.errors import ExportInvalid
+from index.paths import expanded
 from rag_app.adapters.manifest import GGUF, SETTINGS
 from rag_app.errors import SettingInvalid
 
@@ -104,7 +105,7 @@ def find(name: str) -> Candidate:
     plain, _, precision = name.rpartition("@")
     if precision not in PRECISIONS or not plain:
         plain, precision = name, ""
-    folder = Path(plain).expanduser()
+    folder = expanded(plain)
     if (folder / GGUF).is_file() and not (folder / SETTINGS).is_file():
         return _with_lora(name, folder)
     if not precision and "@" in name and not folder.exists():

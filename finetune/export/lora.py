@@ -60,6 +60,8 @@ def obstacle(folder: Path) -> str:
         return f"it is of the method {method if method != 'lora' else kind.lower()}"
     with checkpoints.quiet():  # bitsandbytes, which PEFT imports
         settings = files.read_settings(folder)
+    if isinstance(settings.lora_alpha, bool) or not isinstance(settings.lora_alpha, int | float):
+        raise CheckpointInvalid(f"'{folder}' is damaged (its lora_alpha is no number): take another, or train again")
     if settings.init_lora_weights not in STARTS:
         return f"it stands on changed weights (init_lora_weights is {settings.init_lora_weights})"
     plain = type(settings)(**({"total_step": 10} if kind == "ADALORA" else {}))

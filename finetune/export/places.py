@@ -18,6 +18,7 @@ from finetune.export.wanted import Wanted
 from finetune.methods import files
 from index import folders
 from index.generation import flush
+from index.paths import expanded
 
 
 def places(found: Origin, wanted: Wanted) -> dict[str, Path]:
@@ -34,7 +35,7 @@ def places(found: Origin, wanted: Wanted) -> dict[str, Path]:
 
 
 def _named(found: Origin, wanted: Wanted) -> dict[str, Path]:
-    out = Path(os.path.realpath(wanted.out.expanduser())) if wanted.out else None  # a link keeps leading to it
+    out = Path(os.path.realpath(expanded(wanted.out))) if wanted.out else None  # a link keeps leading to it
     if wanted.to != "gguf":
         kind = {"gptq": f"gptq-{wanted.bits}", "merged": "merged"}.get(wanted.to, wanted.types[0])
         return {kind: out or found.place / wanted.to}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config import Config, checked
 from finetune.errors import ConfigInvalid, DoesNotFit
+from index.paths import expanded
 from rag_app.engines.outside import one_line
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def described(model: str | None) -> dict[str, Any]:
     """
     from rag_app.engines.checkpoints import find, quiet
 
-    file = Path(model or "").expanduser()
+    file = expanded(model or "")
     if model and file.suffix == ".json":
         return _content(file)
     source = find(model)

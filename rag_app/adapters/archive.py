@@ -154,6 +154,11 @@ def _tarred(stream: IO[bytes]) -> Iterator[_Member]:
             plain_file = one.isreg() and not one.issparse() and one.size >= 0
             fault = "" if plain_file or one.isdir() else "is a link or a device, or of another odd kind"
             yield _Member(one.name, one.size, one.isdir(), fault, partial(file.extractfile, one))
+        left = BYTES
+        while zipped and (block := plain.read(STEP)):  # to its end, where its sum is
+            left -= len(block)
+            if left < 0:
+                raise tarfile.ReadError("it does not come to an end")
 
 
 class _Bounded:

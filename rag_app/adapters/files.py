@@ -13,6 +13,8 @@ from index.generation import flush
 from rag_app.errors import AdapterInvalid
 
 SCORES = "scores.json"
+FIELDS = ("at", "adapter", "against", "f1", "against_f1", "n", "questions", "taken")
+"""Of a result."""
 MEASURED = 20
 """Results of the gate that are kept of each adapter."""
 PATIENCE = 60.0
@@ -79,7 +81,12 @@ class Results:
         """
         file = self._files.root / SCORES
         try:
-            return {name: list(rows) for name, rows in json.loads(file.read_text("utf-8"))["gate"].items()}
+            if file.exists() and not file.is_file():  # a pipe would make the reader wait
+                raise ValueError
+            stored = json.loads(file.read_text("utf-8"))["gate"]
+            if not all({*FIELDS} <= {**row}.keys() for rows in stored.values() for row in rows):
+                raise ValueError
+            return {name: list(rows) for name, rows in stored.items()}
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag_app.adapters import header
+from rag_app.adapters import header, numbers
 from rag_app.adapters.manifest import GGUF, SETTINGS, WEIGHTS
 from rag_app.errors import AdapterInvalid
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 KINDS = {0: (1, 4), 1: (1, 2), 8: (32, 34), 30: (1, 2)}
 """Of numbers in a GGUF adapter: F32, F16, Q8_0, BF16. How many make a block, and its bytes."""
+GGUF_NUMBERS: Mapping[int, numbers.Kind] = {0: "F32", 1: "F16", 8: "Q8_0", 30: "BF16"}
 WORDS = "token_embd.weight"
 """Looked up, and not multiplied by: its A lies the other way."""
 PREFIX = "base_model.model."
 """What PEFT writes before the names of the model's layers."""
+MOST_ALPHA = 1e6
+"""Of the numbers that scale an adapter: beyond, its products are no numbers any more."""
 OURS = "BOTTLENECK"
 """What training calls layers that it adds itself, which no engine serves."""
 
@@ -62,15 +65,21 @@ def _gguf(folder: Path, base: "Source | None") -> int:
     for name, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if facts.get(name) != wanted:
             raise ValueError(f"is no LoRA adapter ({name} is {str(facts.get(name))[:50]!r}, not '{wanted}')")
-    alpha = facts.get("adapter.lora.alpha")
-    if not isinstance(alpha, float) or not math.isfinite(alpha):
-        raise ValueError("is damaged (its adapter.lora.alpha is no number)")
+    if found.kinds.get("adapter.lora.alpha") != header.FLOAT32 or not _scale(facts["adapter.lora.alpha"]):
+        raise ValueError(f"is damaged (its adapter.lora.alpha is no number of 32 bits from 0 to {MOST_ALPHA:g})")
+    if "adapter.alora.invocation_tokens" in found.kinds:
+        raise ValueError("is to be switched on by certain words (aLoRA), which is not done here")
+    place = found.begin
     for name, one in found.tensors.items():
         if one.kind not in KINDS:
             raise ValueError(f"holds '{name[:100]}' in a type that no adapter has ({one.kind})")
         block, width = KINDS[one.kind]
-        if one.shape[0] % block or one.offset + math.prod(one.shape) // block * width > size:
-            raise ValueError(f"is damaged: '{name[:100]}' does not lie within it")
+        length = math.prod(one.shape) // block * width
+        if one.shape[0] % block or one.offset != place or one.offset + length > size:
+            raise ValueError(f"is damaged: '{name[:100]}' does not lie where it should")
+        place += -(-length // found.step) * found.step
+        if not numbers.finite(file, one.offset, length, GGUF_NUMBERS[one.kind]):
+            raise ValueError(f"is damaged: '{name[:100]}' holds what is no number")
     pairs = _pairs({name: one.shape for name, one in found.tensors.items()}, ".lora_a", ".lora_b")
     if base and base.gguf:
         model = header.read(Path(base.where, base.gguf), header.MODELS)
@@ -84,6 +93,8 @@ def _gguf(folder: Path, base: "Source | None") -> int:
 
 def _peft(folder: Path, base: "Source | None") -> int | None:
     settings, shapes = _settings(folder / SETTINGS), _shapes(folder / WEIGHTS)
+    if fault := numbers.fault(folder / WEIGHTS):
+        raise ValueError(fault)
     if settings["peft_type"] == OURS:
         raise ValueError("holds layers of the method 'adapter', which cannot be swapped into a model that runs")
     if not shapes:
@@ -98,6 +109,8 @@ def _peft(folder: Path, base: "Source | None") -> int | None:
     }
     largest = max(_rank(name, a[0], b[1]) for name, (a, b) in pairs.items())
     told = settings.get("r")
+    if not _scale(settings.get("lora_alpha")):
+        raise ValueError(f"cannot be used, as lora_alpha in {SETTINGS} is no number from 0 to {MOST_ALPHA:g}")
     if not settings.get("rank_pattern") and told != largest:
         raise ValueError(f"has rank {largest}, and {SETTINGS} says {told}")
     if base and not base.gguf and not base.on_the_hub:
@@ -107,6 +120,10 @@ def _peft(folder: Path, base: "Source | None") -> int | None:
             if at and f"{name}.lora_A.weight" in linear:  # words are looked up, and may share their weights
                 _agree(f"the shape of '{name}'", (b[0], *a[1:]), at, base)
     return largest
+
+
+def _scale(alpha: Any) -> bool:
+    return isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 <= alpha <= MOST_ALPHA  # not NaN
 
 
 def _pairs(shapes: Shapes, first: str, second: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -14,7 +14,9 @@ from rag_app.errors import AdapterInvalid
 ADAPTERS, MODELS = 1 << 22, 1 << 27
 """Most bytes of a header: of an adapter's, and of a model's, which holds a vocabulary."""
 DIMENSIONS = 4
-TEXT, LIST = 8, 9
+ALIGNMENTS = frozenset(1 << power for power in range(3, 17))
+"""Bytes."""
+UINT32, FLOAT32, TEXT, LIST = 4, 6, 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of values, as `struct` calls them."""
 Value = int | float | str
@@ -39,6 +41,12 @@ class Header:
     facts: dict[str, Value] = field(default_factory=dict)
     """Without lists, such as vocabularies."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Types of all facts, of lists too."""
+    begin: int = 0
+    """Where the first tensor's numbers have to be, in bytes from the beginning of the file."""
+    step: int = 32
+    """Bytes that every tensor's place is a multiple of, counted from there."""
 
 
 def read(file: Path, most: int = ADAPTERS) -> Header:
@@ -80,12 +88,13 @@ class _Cursor:
         if version not in (2, 3):
             raise ValueError(f"version {version}")
         count, pairs = self._next("Q"), self._next("Q")
-        facts = dict[str, Value]()
+        facts, kinds = dict[str, Value](), dict[str, int]()
         for _ in range(pairs):
             name = self._text()
-            if name in facts:
+            if name in kinds:
                 raise ValueError(f"'{name}' is there twice")
-            value = self._value(self._next("I"))
+            kinds[name] = self._next("I")
+            value = self._value(kinds[name])
             if value is not None:
                 facts[name] = value
         found = dict[str, Tensor]()
@@ -95,10 +104,11 @@ class _Cursor:
                 raise ValueError(f"'{name}' is there twice")
             found[name] = self._tensor()
         step = facts.get("general.alignment", 32)
-        if not isinstance(step, int) or not 0 < step <= 1 << 16:
+        if kinds.get("general.alignment", UINT32) != UINT32 or not isinstance(step, int) or step not in ALIGNMENTS:
             raise ValueError(f"an alignment of {step}")
         data = -(-self._at // step) * step
-        return Header(facts, {name: Tensor(one.shape, one.kind, data + one.offset) for name, one in found.items()})
+        placed = {name: Tensor(one.shape, one.kind, data + one.offset) for name, one in found.items()}
+        return Header(facts, placed, kinds, data, step)
 
     def _next(self, kind: str) -> int:
         (value,) = struct.unpack_from(f"<{kind}", self._data, self._at)

@@ -13,7 +13,7 @@ complete.json                bytes and SHA-256 of every file (index.folders)
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 """Of adapters: also the name of a folder, and of a model on a server."""
 LARGEST = 1 << 22
 """Bytes of a manifest at most."""
+LONGEST = 200
+"""Letters of what is said in a word or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,21 @@ class Manifest:
             raise AdapterInvalid(f"the {RUN} of '{name}' is damaged ({fault}): take another run, or train again")
         return made
 
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields; not copied, however deep what they hold is."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     def write(self, folder: Path) -> None:
-        """Writes it into a folder that is being made."""
-        (folder / MANIFEST).write_text(json.dumps({"version": 1, **asdict(self)}, indent=1) + "\n", "utf-8")
+        """Writes it into a folder that is being made.
+
+        Raises:
+            AdapterInvalid: what it holds is too deep.
+        """
+        try:
+            text = json.dumps({"version": 1, **self.as_dict()}, indent=1)
+        except (RecursionError, ValueError) as error:
+            raise AdapterInvalid(f"the manifest of '{self.name}' is damaged: take the adapter anew") from error
+        (folder / MANIFEST).write_text(text + "\n", "utf-8")
 
 
 def read(folder: Path) -> Manifest:
@@ -110,17 +124,24 @@ def _fault(made: Manifest) -> str:
     base = made.base
     if not isinstance(base, dict) or not all(isinstance(base.get(key), str) for key in ("name", "fingerprint")):
         return "it names no base model"
-    if isinstance(made.prompt_version, bool) or not isinstance(made.prompt_version, int):
+    if not all(base[key].isprintable() for key in ("name", "fingerprint")):
+        return "the name of its base is none"
+    if not _number(made.prompt_version):
         return "it names no prompt version"
-    if made.rank is not None and (isinstance(made.rank, bool) or not isinstance(made.rank, int) or made.rank < 1):
+    if made.rank is not None and not _number(made.rank):
         return "its rank is none"
     for what in ("method", "strategy", "made"):
-        if not isinstance(getattr(made, what), str):
-            return f"its '{what}' is no text"
+        text = getattr(made, what)
+        if not isinstance(text, str) or not text.isprintable() or len(text) > LONGEST:
+            return f"its '{what}' is no text of one line"
     for what in ("config", "data", "scores"):
         if not isinstance(getattr(made, what), dict):
             return f"its '{what}' is no table"
     return ""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
 
 
 def check_prompts(made: Manifest) -> None:

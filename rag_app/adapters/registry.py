@@ -8,11 +8,10 @@ RAG_HOME/adapters/NAME/         an adapter (manifest.py), complete or absent (in
 
 import dataclasses
 import functools
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ class Registry:
             key = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if self._seen and self._seen[0] == key:
                 return self._seen[1]
-            if stat.st_size > LARGEST:
+            if stat.st_size > LARGEST or not file.is_file():  # a pipe would make the reader wait
                 raise ValueError("damaged")
             active, history = decoded(file.read_text("utf-8"))
         except FileNotFoundError:
@@ -179,19 +178,19 @@ class Registry:
         """
         if name is not None:
             self._check_free(name, replace)
-        place = Path(os.path.expanduser(source))  # noqa: PTH111  (Path's raises for ~nobody)
+        place = paths.expanded(source)
         with sources.opened(place, self.root, base) as found:
             made = dataclasses.replace(found.manifest, name=found.manifest.name if name is None else name)
             check_prompts(made)
             with self.files.locked():
                 self._check_free(made.name, replace)
-                others = self.results.without(made.name)
+                # earlier results belong to the adapter that makes way, and go before it
+                self.results.write(self.results.without(made.name))
                 with folders.staged(self.root / made.name) as part:
                     for target, path in found.files.items():
                         shutil.copyfile(path, part / target)
                     rank = forms.check(part, made.rank, found.base)
                     dataclasses.replace(made, rank=rank).write(part)
-                self.results.write(others)
         return self.get(made.name)
 
     def remove(self, name: str) -> None:
@@ -209,10 +208,10 @@ class Registry:
                     f"'{name}' came with the program and stays: 'rag-app adapters off' does without it"
                 )
             self._check_idle(name, "'rag-app adapters off' or 'use OTHER' first, then remove it")
-            part, others = folders.beside(folder, "part"), self.results.without(name)
+            self.results.write(self.results.without(name))
+            part = folders.beside(folder, "part")
             folder.rename(part)
             shutil.rmtree(part, ignore_errors=True)
-            self.results.write(others)
 
     def row(self, name: str) -> dict[str, Any]:
         """What a list says of an adapter; of a damaged one, under `error`, what is wrong.
@@ -228,7 +227,7 @@ class Registry:
             entry = self.get(name)
         except AdapterInvalid as error:
             return {**row, "error": str(error)}
-        about = {key: value for key, value in asdict(entry.manifest).items() if key not in ("name", "config", "data")}
+        about = {key: value for key, value in entry.manifest.as_dict().items() if key not in ("name", "config", "data")}
         places = {"gguf": entry.gguf, "peft": entry.peft}
         sizes = {path.name: path.stat().st_size for path in sorted(entry.folder.iterdir()) if path.is_file()}
         return {

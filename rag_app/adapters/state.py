@@ -111,7 +111,7 @@ def decoded(text: str) -> tuple[Uses | None, tuple[Uses | None, ...]]:
         version = stored["version"]
         if version == VERSION:
             return _uses(stored["active"]), tuple(map(_uses, stored["history"]))[-STATES:]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, AdapterInvalid) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, AdapterInvalid) as error:
         raise ValueError("damaged") from error
     later = isinstance(version, int) and version > VERSION
     raise ValueError("of a later version of this program" if later else "damaged")

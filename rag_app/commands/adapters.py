@@ -97,7 +97,7 @@ def _show(options: argparse.Namespace) -> dict[str, Any] | None:
     say(f"files in {row['folder']}:")
     for name, size in row["files"].items():
         say(f"  {size:>12,}  {name}")
-    if test := row["scores"].get("test"):
+    if row["bundled"] and (test := row["scores"].get("test")):
         say(f"measured on {test['questions']}:")
         for which in ("adapter", "base"):
             say(f"  {which:7}  {_scores(test[which])}")

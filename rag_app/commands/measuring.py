@@ -149,7 +149,12 @@ def _judged(
     if not options.json:
         _table(measured)
     now = registry.use(wanted, before) if taken else before or State()
-    registry.results.add([use.name for use in wanted], result)
+    try:
+        registry.results.add([use.name for use in wanted], result)
+    except (AdapterInvalid, OSError) as error:
+        if not taken:
+            raise
+        warn(f"rag-app: '{shown(wanted)}' is in use, but what was measured could not be kept: {error}")
     if not taken:
         raise console.Failed(worse, {**now.as_dict(), "gate": result})
     return changed(options, now, {"gate": result})

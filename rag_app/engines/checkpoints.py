@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from index.errors import RagError
-from index.paths import home
+from index.paths import expanded, home
 from index.precision import cores, guessed, patient_threads
 from rag_app.engines.outside import one_line
 from rag_app.errors import ModelInvalid, ModelNotFound, SettingInvalid
@@ -78,7 +78,7 @@ def find(path: str | None) -> Source:
         ModelInvalid: the file is no GGUF, the folder no model's.
     """
     wanted = path or os.environ.get("RAG_MODEL") or ""
-    place = Path(wanted).expanduser()
+    place = expanded(wanted)
     if wanted and place.is_dir():
         if not (place / "config.json").is_file():
             raise ModelInvalid(

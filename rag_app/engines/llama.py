@@ -18,7 +18,7 @@ from rag_app.decoding import Decoding
 from rag_app.engines.checkpoints import find
 from rag_app.engines.line import Line
 from rag_app.engines.process import Event
-from rag_app.errors import AdapterInvalid, SettingInvalid
+from rag_app.errors import AdapterInvalid, SettingInvalid, WorkerDied
 from rag_app.fingerprint import fingerprint
 from rag_app.models import locate
 from rag_app.prompt import Message, Role
@@ -139,12 +139,20 @@ class LlamaCpp(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         request = self._request(messages, stop, kwargs)
-        chunks = _Chunks()
-        for event in self._line.reply(**request):
-            chunk = chunks.of(event)
-            if run_manager and chunk.text:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
+        chunks, heard = _Chunks(), False
+        try:
+            for event in self._line.reply(**request):
+                heard = True
+                chunk = chunks.of(event)
+                if run_manager and chunk.text:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        except WorkerDied as error:
+            if heard or not request["adapters"]:
+                raise
+            # twice by now: reading an adapter that llama.cpp does not bear ends it each time
+            names = ", ".join(Path(path).parent.name for path, _ in request["adapters"])
+            raise WorkerDied(f"{error}. If it ends again, leave out {names}: rag-app adapters off") from error
 
     def _generate(
         self,
