@@ -266,15 +266,15 @@ def test_an_adapter_that_comes_into_use_gives_the_next_answer(served: Served, pa
         ask(page, QUESTION)
         page.get_by_label("Thumbs up").nth(1).wait_for()
         page.get_by_label("Adapter").click()
-        page.get_by_role("option", name="off").click()
+        page.get_by_role("option", name="grounded").click()
         ask(page, QUESTION)
         page.get_by_label("Thumbs up").nth(2).wait_for()
     finally:
-        registry.off()
+        registry.rollback()
         registry.remove("loud")
     chat = re.search(r"chat=(\w+)", page.url)[1]  # type: ignore[index]
     first, changed, last = Chats(served.home / "chats.sqlite3").turns(chat)[1::2]
-    assert [one.details["adapters"] for one in (first, changed, last)] == [[], ["loud:2"], []]
+    assert [one.details["adapters"] for one in (first, changed, last)] == [["grounded"], ["loud:2"], ["grounded"]]
     assert last.content == first.content != changed.content
     assert served.worker() == worker, "the base model stays loaded"
 
@@ -293,4 +293,4 @@ def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page
     assert chats.settings(chat) == {"strategy": "few-shot"}
     [_, answered] = chats.turns(chat)
     assert (answered.rating, answered.details["strategy"]) == (1, "few-shot")
-    assert page.locator("[data-testid=stSelectbox] input").input_value() == "few-shot"
+    assert page.get_by_role("combobox", name="Strategy").input_value() == "few-shot"
