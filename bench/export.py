@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from bench.machine import machine
+from rag_app.models import locate
 
 RESULTS = Path(__file__).parent / "results"
 WAYS: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,7 @@ def adapter(folder: Path, rslora: bool) -> Path:
 
     from rag_app.engines import checkpoints
 
-    model, _ = checkpoints.load(checkpoints.find("bundled"), "fp32", "cpu")
+    model, _ = checkpoints.load(checkpoints.find(None), "auto", "cpu")
     torch.manual_seed(1)
     config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", use_rslora=rslora)
     tuned = peft.get_peft_model(model, config)
@@ -108,9 +109,10 @@ def main() -> None:
         }
         for name, (source, *arguments) in WAYS.items():
             out = Path(folder, "out", name.replace(", ", "-"))
-            model = [] if source == "base" else ["--model", "bundled"]
+            model = [] if source == "base" else ["--model", str(locate())]
             took, most, report = measured(["export", sources[source], *arguments, *model, "--out", str(out), "--json"])
-            rows[name] = {"seconds": took, "peak_mb": most, "report": report}
+            (made,) = report["exports"]
+            rows[name] = {"seconds": took, "peak_mb": most, "bytes": made["bytes"], **made["proof"]["measured"]}
             print(name, json.dumps(rows[name]), flush=True)
     (RESULTS / "export.json").write_text(json.dumps({"machine": machine(), "exports": rows}, indent=1) + "\n")
 
