@@ -447,6 +447,11 @@ def test_earlier_results_go_before_what_they_belong_to(
         assert kept.get("a", hashed=True).manifest == before and kept.show("a")["scores"]["gate"] == [RESULT]
 
 
+def test_a_folder_in_the_place_of_a_file_is_no_adapter(kept: Registry) -> None:
+    (kept.root / "scores.json").mkdir()
+    assert kept.names() == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("name", ["active.json", "scores.json", "a/complete.json"])
 def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(name: str, kept: Registry) -> None:
     (kept.root / name).unlink(missing_ok=True)

@@ -63,7 +63,7 @@ class Registry:
         found = set[str]()
         if self.root.is_dir():
             self.files.mend()
-            found = {path.name for path in self.root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()}
+            found = {path.name for path in self.root.iterdir() if _name(path.name) and path.is_dir()}
         with suppress(AdapterInvalid):
             found |= {use.name for use in _default()}
         return sorted(found)
@@ -262,7 +262,7 @@ class Registry:
             return State()
 
     def _check_free(self, name: str, replace: bool) -> None:
-        if not NAME.fullmatch(name) or name in OFF or name.endswith(".json"):
+        if not _name(name) or name in OFF:
             raise AdapterInvalid(
                 f"'{name[:100]}' is no name for an adapter: give small letters, digits, '.', '_' and '-' with --name"
             )
@@ -277,6 +277,11 @@ class Registry:
     def _check_idle(self, name: str, remedy: str) -> None:
         if name in {use.name for use in self.in_use().active}:
             raise AdapterInvalid(f"'{name}' is in use: {remedy}")
+
+
+def _name(text: str) -> bool:
+    """Whether an adapter may be called so; the files beside them end otherwise."""
+    return bool(NAME.fullmatch(text)) and not text.endswith(".json")
 
 
 def _default() -> Uses:
