@@ -260,9 +260,8 @@ SMALL = (
 def test_eval_with_the_real_model(run: Run, corpus: Path, tmp_path: Path) -> None:
     questions = written(tmp_path / "q.jsonl", *SMALL)
     out = tmp_path / "rows.jsonl"
-    code, stdout, stderr = run(
-        *("eval", questions, "--corpus", corpus, "--json", "--max-tokens", 32, "--out", out, "--strategy", "zero-shot")
-    )
+    evaluate = ("eval", questions, "--corpus", corpus, "--json", "--max-tokens", 32, "--strategy", "zero-shot")
+    code, stdout, stderr = run(*evaluate, "--out", out, "--adapter", "off")
     assert (code, stderr) == (0, "")
     report = json.loads(stdout)
     assert (report["n"], report["asked"], report["strategy"], report["adapter"]) == (2, 2, "zero-shot", "off")
@@ -274,6 +273,8 @@ def test_eval_with_the_real_model(run: Run, corpus: Path, tmp_path: Path) -> Non
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert [(row["id"], row["refused"], row["error"]) for row in rows] == [("l", False, ""), ("n", True, "")]
     assert rows[0]["answer"]
+    code, stdout, stderr = run(*evaluate)
+    assert (code, json.loads(stdout)["adapter"]) == (0, "grounded")  # the one in use, where none is named
     code, stdout, stderr = run("eval", questions, "--corpus", corpus, "--max-tokens", 8, "--limit", 1)
     assert code == 0
     assert stdout.startswith("1 questions, zero-shot, ")
