@@ -7,6 +7,7 @@ The LoRAs are of rank 16 in all linear layers with random weights. Bars: Q4_K_M 
 logits within 0.05 of the source for f16 and for a LoRA on it, also with rsLoRA's scale.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -63,11 +64,13 @@ def adapter(folder: Path, rslora: bool) -> Path:
 def memory(process: psutil.Process) -> int:
     """Bytes in use by a process and its children."""
     total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
+    try:
+        tree = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return total
+    for one in tree:
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             total += one.memory_full_info().pss
-        except psutil.Error:  # it has ended meanwhile
-            continue
     return total
 
 
