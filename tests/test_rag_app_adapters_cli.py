@@ -194,6 +194,16 @@ def test_rollback_goes_back_and_tells_what_it_passes_over(kept: Registry, capsys
     assert "nothing was in use before: 'rag-app adapters use NAME' chooses" in capsys.readouterr().err
 
 
+def test_settings_that_go_before_what_is_in_use_are_told(kept: Registry, capsys: Capture) -> None:
+    for settings, told in (('[answer]\nadapter = "b"\n', 'says adapter = "b", which goes before this'), ("[", "")):
+        (kept.root.parent / "config.toml").write_text(settings)
+        for command in ("list", "off", "rollback"):
+            Registry().use([Use("a")])
+            assert run(command) == 0
+            err = capsys.readouterr().err
+            assert told in err and err.count("\n") == bool(told)
+
+
 def test_a_better_one_is_put_to_use_and_both_scores_are_kept(
     kept: Registry, model: Adapted, measured: tuple[object, ...], capsys: Capture
 ) -> None:

@@ -3,17 +3,20 @@
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index import console
 from index.console import say, warn
+from index.paths import home
+from rag_app import settings
 from rag_app.adapters.registry import Registry
 from rag_app.adapters.state import State, Uses, parsed, shown
 from rag_app.commands import eval as evaluation
 from rag_app.commands import flags
-from rag_app.errors import AdapterInvalid, AdapterWorse
+from rag_app.errors import AdapterInvalid, AdapterWorse, SettingInvalid
 
 if TYPE_CHECKING:
     from rag_app.adapters.gate import Difference, Measured
@@ -36,8 +39,11 @@ def add_measure(command: argparse.ArgumentParser) -> None:
 
 
 def tell(now: State) -> None:
-    """A line on what is in use."""
+    """A line on what is in use, and one where the settings go before it."""
     say(f"in use: {shown(now.active)}{'' if now.chosen else ' (as the program came)'}")
+    with suppress(SettingInvalid):  # what answers tells of it
+        if (fixed := settings.load().answer.adapter) is not None:
+            warn(f'rag-app: config.toml in {home()} says adapter = "{fixed}", which goes before this: take it out')
 
 
 def changed(options: argparse.Namespace, now: State, more: dict[str, Any] | None = None) -> dict[str, Any] | None:
