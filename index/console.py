@@ -76,7 +76,7 @@ def run(root: argparse.ArgumentParser, arguments: list[str] | None = None) -> in
     try:
         return _run(root, sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:  # the reader, `head` for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
 
 
@@ -111,12 +111,19 @@ def _run(root: argparse.ArgumentParser, given: list[str]) -> int:
 
 def _failed(prog: str, message: str, code: int, as_json: bool, result: dict[str, Any] | None = None) -> int:
     line = printable(" ".join(message.split()))
-    with suppress(OSError):  # a full disk under stdout: the line below tells it
+    try:
         if as_json:
             print(json.dumps({**(result or {}), "error": line}))  # noqa: T201
         sys.stdout.flush()
+    except OSError:  # a full disk under stdout, or no reader: the line below tells it
+        _drop_stdout()
     print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _drop_stdout() -> None:
+    """Sends to nowhere what stdout still holds: Python would try again to write it while it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(line: str = "") -> None:

@@ -29,6 +29,7 @@ NETBLOCK = str(Path(__file__).parent / "netblock")
 # Child processes too: Python imports sitecustomize from there before anything else.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [NETBLOCK, os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("PYTHONUNBUFFERED", None)  # which hides what is still to be written when a program ends
 # A shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Here by its path: Debian's Python has imported a sitecustomize of its own.

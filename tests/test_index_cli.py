@@ -276,7 +276,7 @@ def test_any_encoding_of_the_terminal_is_served(words: Path, encoding: str, as_j
         assert out.count("failed: ") == 2 and (encoding != "utf-8" or "→日本.pdf" in out)
 
 
-def test_a_reader_that_has_gone_is_no_traceback(words: Path) -> None:
+def test_a_reader_that_has_gone_or_a_full_disk_is_no_traceback(words: Path) -> None:
     for arguments in (
         ["status", "--index", str(words)],
         ["status", "--index", str(words), "--json"],
@@ -284,10 +284,12 @@ def test_a_reader_that_has_gone_is_no_traceback(words: Path) -> None:
     ):
         reading, writing = os.pipe()
         os.close(reading)
-        done = subprocess.run([RAG_INDEX, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True)
-        os.close(writing)
-        assert "Traceback" not in done.stderr and "Exception" not in done.stderr
-        assert done.returncode == 1
+        full = [os.open("/dev/full", os.O_WRONLY)] if Path("/dev/full").exists() else []
+        for stdout in (writing, *full):
+            done = subprocess.run([RAG_INDEX, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True)
+            os.close(stdout)
+            assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+            assert done.returncode == 1
 
 
 def test_search_into_head(real_index: Path) -> None:
