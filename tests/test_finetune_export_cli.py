@@ -286,6 +286,42 @@ def test_what_cannot_be_exported_is_one_line(
     assert names(run / "export") == set()
 
 
+def test_a_run_without_an_adapter_says_how_it_goes_on(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "cut"
+    run.mkdir()
+    (run / "data.json").write_text("{}")
+    said = f"the run in '{run}' was cut short before its first checkpoint: train again"
+    assert refused(capsys, run, "--to", "gguf-lora") == said
+    shutil.copytree(made / "adapter", run / "checkpoint-4")
+    said = (
+        f"'{run}' holds the checkpoints of a run that was cut short: rag-finetune train CONFIG.yaml --resume goes on "
+        "from them"
+    )
+    assert refused(capsys, run, "--to", "gguf-lora") == refused(capsys, run / "adapter", "--to", "gguf") == said
+    assert main(["evaluate", str(run), "--data", "x"]) == main(["compare", str(run)]) == 1
+    assert capsys.readouterr().err.count(said) == 3
+    with folders.held(run):
+        assert "is not at its end yet: wait for it" in refused(capsys, run, "--to", "gguf")
+    exported(capsys, run / "checkpoint-4", "--to", "gguf", "--type", "f16")
+
+
+def test_a_remedy_names_a_flag_that_the_command_has(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("none")
+    none = f"the folder '{tmp_path}' holds no config.json, so it is no model of Transformers"
+    assert refused(capsys, tmp_path, "--to", "gguf") == f"{none}: name another"
+    said = refused(capsys, tmp_path / "notes", "--to", "gguf")
+    assert said == f"the model '{tmp_path / 'notes'}' is not a GGUF file: name another"
+    said = refused(capsys, run, "--to", "gguf", "--model", tmp_path)
+    assert said == f"{none}: give another with --model"
+    for arguments in ((run, "--base", tmp_path), ("base", "--base", tmp_path)):
+        assert main(["evaluate", *map(str, arguments), "--data", "x"]) == 1
+        assert capsys.readouterr().err == f"rag-finetune: {none}: give another with --base\n"
+
+
 def test_a_lie_leaves_no_file_and_the_old_one_whole(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,15 +10,13 @@ from finetune.errors import DatasetEmpty
 from index import console
 from index.console import say, warn
 from index.errors import RagError
-from index.paths import home
 from rag_app.commands import output
 from rag_app.commands.eval import place, positive
-from rag_app.errors import ModelNotFound
+from rag_app.errors import ModelInvalid, ModelNotFound
 
 if TYPE_CHECKING:
     from finetune.evaluation.evaluate import Scores
     from finetune.example import Example
-    from rag_app.engines.checkpoints import Source
 
 BASE = "base"
 """The name that stands for the base model alone."""
@@ -105,8 +103,11 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
     options.base = None if options.base == BASE else options.base
     adapter = None if options.model == BASE else adapters.find(options.model)
     if adapter is None:
-        base = checkpoints.find(options.base)
-        source = base if options.model == BASE else _found(options.model)
+        try:
+            base = checkpoints.find(options.base)
+        except (ModelNotFound, ModelInvalid) as error:
+            raise adapters.reworded(error, "give another with --base") from error
+        source = base if options.model == BASE else adapters.model(options.model)
         found = source.name, partial(checkpoints.load, source, "auto", "auto")
     else:
         base, source = adapters.base_of(adapter, options.base), None
@@ -115,20 +116,6 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
         found = str(adapter.folder), partial(adapters.load, adapter, base)
     alone = options.no_base or source == base
     return [found] if alone else [found, (base.name, partial(checkpoints.load, base, "auto", "auto"))]
-
-
-def _found(name: str) -> "Source":
-    from rag_app.engines import checkpoints
-
-    try:
-        return checkpoints.find(name)
-    except ModelNotFound as error:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):  # a Hub id, or meant to be one
-            raise
-        raise ModelNotFound(
-            f"'{name}' is neither an adapter nor a model: name the folder of a run (by default in "
-            f"'{home() / 'runs'}'), a model, or base"
-        ) from error
 
 
 def _natural(text: str) -> int:
@@ -218,14 +205,17 @@ def _stream(
     before: int,
     times: int,
 ) -> Iterator[tuple[int, str]]:
-    from finetune.evaluation import generate
+    from finetune.evaluation import adapters, generate
     from rag_app.engines import checkpoints
     from rag_app.engines.layout import Layout
 
     def told(stage: str, done: int, total: int) -> None:
         progress(stage, before + done, times * total)
 
-    model, tokenizer = load()
+    try:
+        model, tokenizer = load()
+    except ModelInvalid as error:
+        raise adapters.reworded(error, "name another") from error
     yield from generate.stream(model, Layout(name, tokenizer), examples, max_tokens=max_tokens, progress=told)
     del model
     checkpoints.tidy()

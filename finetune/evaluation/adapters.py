@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckpointInvalid
+from finetune.training import checkpoints
 from index import folders
-from index.paths import expanded
+from index.errors import RagError
+from index.paths import expanded, home
 from rag_app.engines.outside import one_line
-from rag_app.errors import ModelNotFound
+from rag_app.errors import ModelInvalid, ModelNotFound
 from rag_app.prompt import PROMPT_VERSION
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ def find(name: str) -> Adapter | None:
     """The adapter in a folder, or in that of its run; None where the name is a model's.
 
     Raises:
-        CheckpointInvalid: it is incomplete, or was trained with other prompts.
+        CheckpointInvalid: it is incomplete, its run is not finished, or it was trained with other prompts.
     """
     place = expanded(name)
     folder = next((one for one in (place, place / "adapter") if _is_adapter(one)), None)
     if folder is None:
+        _check_finished(place.parent if place.name == "adapter" else place)
         return None
     if (folder / folders.COMPLETE).exists() and (lack := folders.whole(folder)):
         raise CheckpointInvalid(f"the adapter '{folder}' is not whole: {lack}. Take another, or train again")
@@ -48,6 +51,34 @@ def find(name: str) -> Adapter | None:
             f"{PROMPT_VERSION}: train it again"
         )
     return adapter
+
+
+def model(name: str) -> "Source":
+    """The model that a name stands for, where it is no adapter's. Loads nothing.
+
+    Raises:
+        ModelNotFound, ModelInvalid: there is none.
+    """
+    from rag_app.engines import checkpoints as models
+
+    try:
+        return models.find(name)
+    except (ModelNotFound, ModelInvalid) as error:
+        on_the_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))  # or meant to be
+        if isinstance(error, ModelInvalid) or on_the_hub:
+            raise reworded(error, "name another") from error
+        raise ModelNotFound(
+            f"'{name}' is neither an adapter nor a model: name the folder of a run (by default in "
+            f"'{home() / 'runs'}'), a model, or base"
+        ) from error
+
+
+def reworded(error: RagError, remedy: str) -> RagError:
+    """The same error for a command to which --model means something else, or nothing."""
+    from rag_app import models as files
+    from rag_app.engines import checkpoints as models
+
+    return type(error)(str(error).replace(models.REMEDY, remedy).replace(f". {files.REMEDY}", f": {remedy}"))
 
 
 def base_of(adapter: Adapter, given: str | None = None) -> "Source":
@@ -66,11 +97,12 @@ def base_of(adapter: Adapter, given: str | None = None) -> "Source":
     recorded = _recorded(adapter)
     try:
         source = models.find(given or recorded)
-    except ModelNotFound as error:
+    except (ModelNotFound, ModelInvalid) as error:
         if given:
-            raise
+            raise reworded(error, "give another with --base") from error
+        what = "is no model" if isinstance(error, ModelInvalid) else "is not here"
         raise CheckpointInvalid(
-            f"the adapter '{adapter.folder}' was trained on '{recorded}', which is not here: give it with --base"
+            f"the adapter '{adapter.folder}' was trained on '{recorded}', which {what}: give it with --base"
         ) from error
     with suppress(FileNotFoundError):  # of the Hub, and not here yet
         _check(adapter, source)
@@ -95,6 +127,22 @@ def load(adapter: Adapter, base: "Source") -> tuple[Any, Any]:
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / RUN).is_file() or (folder / SETTINGS).is_file()
+
+
+def _check_finished(run: Path) -> None:
+    """Refuses the folder of a run that has no adapter yet."""
+    begun = checkpoints.some(run)
+    if not (begun or (run / "data.json").is_file()) or (run / "config.json").is_file():
+        return
+    with folders.held(run) as free:
+        if free is False:
+            raise CheckpointInvalid(f"the run in '{run}' is not at its end yet: wait for it, or name a checkpoint")
+    if begun:
+        raise CheckpointInvalid(
+            f"'{run}' holds the checkpoints of a run that was cut short: rag-finetune train CONFIG.yaml --resume goes "
+            "on from them"
+        )
+    raise CheckpointInvalid(f"the run in '{run}' was cut short before its first checkpoint: train again")
 
 
 def _run(folder: Path) -> dict[str, Any]:

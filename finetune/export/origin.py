@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.config import Config, checked
-from finetune.errors import CheckpointInvalid, ExportInvalid
+from finetune.errors import ExportInvalid
 from finetune.evaluation import adapters
 from finetune.evaluation.adapters import Adapter
 from index.errors import RagError
 from index.paths import home
 from rag_app.engines.outside import one_line
-from rag_app.errors import ModelInvalid, ModelNotFound
+from rag_app.errors import ModelInvalid
 
 if TYPE_CHECKING:
     from rag_app.engines.checkpoints import Source
@@ -75,7 +75,7 @@ def find(name: str, model: str | None = None) -> Origin:
 
     adapter = None if name == BASE else adapters.find(name)
     if adapter is None:
-        source = checkpoints.find(model) if name == BASE else _model(name)
+        source = checkpoints.find(model) if name == BASE else adapters.model(name)
         plain = source.name.removesuffix(".gguf").rpartition("/")[2]
         return Origin(plain, home() / "export" / plain, source)
     folder = adapter.folder.resolve()
@@ -86,23 +86,9 @@ def find(name: str, model: str | None = None) -> Origin:
         return Origin(run.name, run / "export", checkpoints.find(str(folder)), method=method, config=config)
     try:
         base = adapters.base_of(adapter, model)
-    except CheckpointInvalid as error:  # whose flag has another name here
-        raise CheckpointInvalid(str(error).replace("--base", "--model")) from error
+    except RagError as error:  # whose flag has another name here
+        raise type(error)(str(error).replace("--base", "--model")) from error
     return Origin(run.name, run / "export", base, adapter, adapter.run.get("method", method), config)
-
-
-def _model(name: str) -> "Source":
-    from rag_app.engines import checkpoints
-
-    try:
-        return checkpoints.find(name)
-    except ModelNotFound as error:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):  # a Hub id, or meant to be one
-            raise
-        raise ModelNotFound(
-            f"'{name}' is neither an adapter nor a model: name the folder of a run (by default in "
-            f"'{home() / 'runs'}'), a model, or base"
-        ) from error
 
 
 def shape(origin: Origin) -> Any:
@@ -205,9 +191,9 @@ def _loaded(origin: Origin, dtype: Any) -> tuple[Any, Any]:
 
 
 def _unreadable(origin: Origin, error: Exception) -> ModelInvalid:
+    remedy = "give another with --model" if origin.adapter else "name another"
     return ModelInvalid(
-        f"the model '{origin.base.name}' cannot be loaded ({one_line(error, 160)}): fetch it again, or give another "
-        "with --model"
+        f"the model '{origin.base.name}' cannot be loaded ({one_line(error, 160)}): fetch it again, or {remedy}"
     )
 
 
