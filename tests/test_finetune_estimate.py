@@ -239,6 +239,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert err == ""
     assert given["labels"] == given["row"] == 32
     assert given["fits"] is True and given["total"] < given["available"]
+    assert given["steps"] is None
 
     nowhere = ["--set", "device=cuda:77", "--set", "nf4_storage=packed", "--set", "adapter=qlora"]
     assert main(["estimate", "--model", str(model), *nowhere]) == 0
@@ -256,6 +257,12 @@ def test_the_command_counts_the_rows_of_the_data(
     given = json.loads(capsys.readouterr().out)
     assert 50 < given["row"] < 150
     assert 1 < given["labels"] < 10
+    assert given["steps"] == 3
+    assert main(["estimate", str(tmp_path / "run.yaml")]) == 0
+    few = "only 3 steps of the optimiser in all, which teaches little: raise num_epochs (now 3)"
+    assert capsys.readouterr().out.splitlines()[-1] == few
+    assert main(["estimate", str(tmp_path / "run.yaml"), "--set", "num_epochs=20"]) == 0
+    assert capsys.readouterr().out.endswith("\n20 steps of the optimiser in all\n")
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,24 @@ def test_one_example_is_enough(said: Said, data: Path) -> None:
     code, result, err = said("max_steps=2")
     assert code == 0 and result["examples"] == {"train": 1, "validation": 0}
     assert "nothing to validate on" in err
+    assert "only 2 steps of the optimiser in all, which teaches little: raise max_steps (now 2)\n" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "few"),
+    [
+        ({"num_epochs": 1}, 3, "only 1 step of the optimiser in all, … raise num_epochs (now 1)"),
+        ({"num_epochs": 2.5}, 12, "only 8 steps of the optimiser in all, … raise num_epochs (now 2.5)"),
+        ({"max_steps": 19}, 900, "only 19 steps of the optimiser in all, … raise max_steps (now 19)"),
+        ({"num_epochs": 20}, 3, ""),
+    ],
+)
+def test_a_run_of_few_steps_is_told(settings: dict[str, Any], rows: int, few: str) -> None:
+    from finetune.config import checked
+    from finetune.training.train import Steps
+
+    config = checked(settings, "here")
+    assert Steps.of(config, rows).few(config) == few.replace("…", "which teaches little:")
 
 
 def test_weights_of_16_bits_leave_the_frequencies_of_positions_alone(small_base: Path) -> None:

@@ -10,6 +10,7 @@ from index.console import say
 if TYPE_CHECKING:
     from finetune.config import Config
     from finetune.training.estimate import Estimate
+    from finetune.training.train import Steps
 
 
 def add(commands: Any) -> None:
@@ -32,31 +33,35 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     config = read_config(options.config, options.set)
     with console.progress_bars() as progress:
         progress("reading", 0, 2)
-        row, labels = _longest(config, measured=options.model is None)
+        row, labels, steps = _rows(config, measured=options.model is None)
         values = described(options.model or config.base_model)
         progress("rehearsing", 1, 2)
         found = estimate(config, values, row, labels)
         progress("rehearsing", 2, 2)
     free, verdict = _verdict(found, config)
     if options.json:
-        return {**found.as_dict(), "available": free, "fits": None if free is None else found.total <= free}
+        fits = None if free is None else found.total <= free
+        return {**found.as_dict(), "steps": steps.total if steps else None, "available": free, "fits": fits}
     for line in found.lines():
         say(line)
     say()
     say(verdict)
+    if steps:
+        say(steps.few(config) or f"{steps.total:,} steps of the optimiser in all")
     return None
 
 
-def _longest(config: "Config", measured: bool) -> tuple[int, int]:
-    """Tokens of the longest row, and most labels of one: those of the data where there are any.
+def _rows(config: "Config", measured: bool) -> "tuple[int, int, Steps | None]":
+    """Tokens of the longest row, most labels of one, and the run's steps: those of the data where there are any.
 
-    Without, a row is as long as may be, and a quarter of it is answers.
+    Without, a row is as long as may be, a quarter of it is answers, and nobody knows the steps.
     """
     if config.datasets and measured:
-        from finetune.training.train import longest, prepare
+        from finetune.training.train import Steps, longest, prepare
 
-        return longest(prepare(config).train)
-    return config.sequence_len, config.sequence_len if config.train_on_inputs else -(-config.sequence_len // 4)
+        made = prepare(config).train
+        return *longest(made), Steps.of(config, len(made))
+    return config.sequence_len, config.sequence_len if config.train_on_inputs else -(-config.sequence_len // 4), None
 
 
 def _verdict(found: "Estimate", config: "Config") -> tuple[int | None, str]:

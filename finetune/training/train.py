@@ -34,6 +34,8 @@ from index.paths import home
 
 ANSWER = 96
 """Most tokens of an answer while training."""
+FEW = 20
+"""Steps of the optimiser below which somebody should be told that there are so few."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ def _run(
     elif _first():
         warn("nothing to validate on: the last checkpoint is kept, whatever it is worth")
     if _first():
+        if few := steps.few(config):
+            warn(few)
         trainer.add_callback(_progress(trainer, steps.total))
         if force and not resumed:
             checkpoints.prune(out, 0, None)
@@ -236,6 +240,13 @@ class Steps:
         save = config.save_steps or math.ceil(epoch / (config.saves_per_epoch or 1))
         evaluate = config.eval_steps or math.ceil(epoch / (config.evals_per_epoch or 1))
         return cls(total, warmup, min(save, total), min(evaluate, total))
+
+    def few(self, config: Config) -> str:
+        """A line for a person where there are too few to learn much in; nothing else."""
+        key = "max_steps" if config.max_steps else "num_epochs"
+        count = f"{self.total} step{'s' * (self.total > 1)}"
+        now = f"raise {key} (now {getattr(config, key):g})"
+        return f"only {count} of the optimiser in all, which teaches little: {now}" if self.total < FEW else ""
 
 
 def _model(config: Config, prepared: Prepared, resumed: Path | None, steps: int) -> tuple[Any, Any]:
