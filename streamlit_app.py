@@ -3,7 +3,7 @@
 import html
 import uuid
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import streamlit as st
 
@@ -12,7 +12,8 @@ from index.paths import shown
 from rag_app.bot import Bot
 from rag_app.chats import Chats, Turn
 from rag_app.desk import Desk, Run
-from rag_app.settings import Options, Strategy, load, make_generator
+from rag_app.preferences import Preferences
+from rag_app.settings import Options, Settings, Strategy, load, make_generator
 from rag_app.show import Source, as_markdown, sources, steps
 
 
@@ -62,9 +63,12 @@ def main() -> None:
 def begin(desk: Desk, chat: str, question: str, options: Options) -> None:
     """Starts an answer and draws the page anew: the question in it, the input closed, the address that of the chat."""
     try:
-        own = {"strategy": options.strategy, "adapter": options.adapter}
-        kept = {**desk.chats.settings(chat), **own}
-        desk.chats.set_settings(chat, {name: value for name, value in kept.items() if value is not None})
+        kept = dict(desk.chats.settings(chat))
+        for name in ("strategy", "adapter"):
+            kept[name] = getattr(options, name)
+            if kept[name] == getattr(desk.bot.options, name):
+                del kept[name]
+        desk.chats.set_settings(chat, kept)
         desk.ask(chat, question, options)
     except RagError as error:
         draw_error(str(error))
@@ -93,51 +97,55 @@ def draw_sidebar(desk: Desk, chat: str) -> Options:
         if st.button("New chat", icon=":material/add:", width="stretch"):
             st.query_params.clear()
             st.rerun()
+        options = kept_options(desk, chat)
         names = get_args(Strategy)
-        chosen = kept_strategy(desk, chat)
         strategy = st.selectbox(
-            "Strategy", names, names.index(chosen), key=f"strategy-{st.query_params.get('chat', 'new')}"
+            "Strategy", names, names.index(options.strategy), key=f"strategy-{st.query_params.get('chat', 'new')}"
         )
-        adapter = draw_adapter(desk, chat)
+        options = replace(options, strategy=strategy, adapter=draw_adapter(desk, options))
         if not desk.problem():
-            status = desk.bot.index().status()
-            st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
-            for root in status["roots"]:
-                st.caption(f":material/folder: {as_markdown(shown(root))}")
-            st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
-            if in_use := desk.adapters_in_use():
-                st.caption(f":material/tune: {as_markdown(in_use)}")
-    return replace(desk.bot.options, strategy=strategy, adapter=adapter)
+            draw_answering(desk, options)
+    return options
 
 
-def draw_adapter(desk: Desk, chat: str) -> str | None:
-    """Which adapter answers in this conversation; None: the one in use, whichever that comes to be."""
-    there = desk.adapters()
+def draw_adapter(desk: Desk, options: Options) -> str | None:
+    """Which adapter answers in this conversation; by default the one in use, whichever that comes to be."""
+    default, there = desk.bot.options.adapter, desk.adapters()
     if not there:
-        return desk.bot.options.adapter
-    ways = [None, "off", *there]
-    kept = kept_setting(desk, chat, "adapter")
-    return st.selectbox(
+        return default
+    key = f"adapter-{st.query_params.get('chat', 'new')}"
+    kept = "" if options.adapter in (None, default) else options.adapter
+    ways = list(dict.fromkeys(["", "off", *there, kept, st.session_state.get(key, "")]))  # one that is gone, too
+    chosen = st.selectbox(
         "Adapter",
         ways,
-        ways.index(kept) if kept in ways else 0,
-        format_func=lambda way: way or "the one in use",
-        key=f"adapter-{st.query_params.get('chat', 'new')}",
+        ways.index(kept),
+        format_func=lambda way: way or ("the one in use" if default is None else "the one in config.toml"),
+        key=key,
     )
+    return chosen or default
 
 
-def kept_strategy(desk: Desk, chat: str) -> str:
-    """How this conversation is answered."""
-    kept = kept_setting(desk, chat, "strategy")
-    return kept if kept in get_args(Strategy) else desk.bot.options.strategy
-
-
-def kept_setting(desk: Desk, chat: str, name: str) -> Any:
-    """What this conversation has of its own."""
+def draw_answering(desk: Desk, options: Options) -> None:
+    """What a question would be answered from, and by what."""
+    status = desk.bot.index().status()
+    st.caption(f"{status['files']} documents, {status['chunks']:,} passages")
+    for root in status["roots"]:
+        st.caption(f":material/folder: {as_markdown(shown(root))}")
+    st.caption(f":material/neurology: {as_markdown(desk.model_name())}")
     try:
-        return desk.chats.settings(chat).get(name)
+        st.caption(f":material/tune: {as_markdown(desk.adapters_for(options) or 'no adapter')}")
+    except RagError as error:
+        st.caption(f":material/warning: {as_markdown(str(error))}")
+
+
+def kept_options(desk: Desk, chat: str) -> Options:
+    """How this conversation is answered: its own settings over those of the program."""
+    try:
+        own = desk.chats.settings(chat)
     except RagError:  # the conversation itself will say it
-        return None
+        own = {}
+    return Preferences(Settings(answer=desk.bot.options), own).options()
 
 
 def draw_rating(desk: Desk, chat: str, turn: Turn) -> None:

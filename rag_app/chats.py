@@ -378,6 +378,7 @@ def _row(chat: Chat, exchange: Exchange, history: list[dict[str, str]]) -> dict[
         "steps": [dict(step) for step in kept.get("steps", ())],
         "strategy": kept.get("strategy", "zero-shot"),
         "model": kept.get("model", ""),
+        "adapters": list(map(str, kept.get("adapters", ()))),
         "prompt_version": kept.get("prompt_version", 0),
         "settings": dict(kept.get("settings", {})),
         "rating": turn.rating,

@@ -155,12 +155,13 @@ class Desk:
         """Names of the adapters that a conversation may choose; none where the engine takes none."""
         return self.bot.adapters.names() if "adapters" in self.bot.model.abilities else []
 
-    def adapters_in_use(self) -> str:
-        """Those that answer where a conversation chooses none; '' without any that fits the model."""
-        try:
-            return ", ".join(chosen(self.bot.model, self.bot.options, self.bot.adapters).names)
-        except RagError:  # the first question will say it
-            return ""
+    def adapters_for(self, options: Options) -> str:
+        """Those that a question is answered with; '' without any.
+
+        Raises:
+            RagError: those that are asked for are gone or do not fit the model.
+        """
+        return ", ".join(chosen(self.bot.model, options, self.bot.adapters).names)
 
     def warm_up(self) -> None:
         """Loads everything in the background, so that the first question does not wait for it."""

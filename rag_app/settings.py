@@ -165,6 +165,9 @@ def load(path: str | Path | None = None, given: Mapping[str, Mapping[str, Any]] 
     stored = _read(file) if path or file.exists() else {}
     for table in stored:
         if table not in TABLES:
+            for name, kind in TABLES.items():
+                if table in get_type_hints(kind):
+                    raise SettingInvalid(f"'{file}': {table} is a setting of [{name}]: write it below that line")
             raise SettingInvalid(f"'{file}': {_unknown('table', table, TABLES)}")
     made = {}
     for table, kind in TABLES.items():

@@ -157,6 +157,8 @@ class Screen:
             self.say("   (stopped)")
         if error := answer.details.get("error"):
             self.say(f"   ({error})", "   ")
+        if adapters := answer.details.get("adapters"):
+            self.say(f"   (with {', '.join(map(str, adapters))})", "   ")
         said = {1: "+", -1: "-"}.get(answer.rating, "")
         if said or answer.comment:
             self.say(f"   rated: {' '.join([said, answer.comment]).strip()}", "   ")

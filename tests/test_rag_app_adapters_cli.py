@@ -149,6 +149,12 @@ def test_adapters_are_added_listed_shown_and_removed(tmp_path: Path, tiny: Path,
     printed = capsys.readouterr()
     assert printed.out.startswith("added: tax (lora r=2 for tiny.gguf, gguf and peft, 0.0 MB)")
     assert "'rag-app adapters use tax' puts it to use" in printed.err
+    assert "llama.cpp needs" not in printed.err
+    assert run("add", trained(tmp_path / "alone", tiny)) == 0
+    assert "llama.cpp needs adapter.gguf, too: 'rag-finetune export RUN --to gguf-lora'" in capsys.readouterr().err
+    assert run("remove", "alone") == 0
+    assert run("add", tmp_path / "Tax", "--name", "x", "--base", "none.gguf") == 1
+    assert "give another with --base" in capsys.readouterr().err.lower()
     assert run("add", tmp_path / "Tax") == 1
     assert "there is an adapter 'tax' already: replace it with --force, or give --name" in capsys.readouterr().err
     assert run("add", tmp_path / "Tax", "--force", "--json") == 0

@@ -258,6 +258,15 @@ def _text(to: Path, tiny: Path) -> Path:
     return to / "notes.txt"
 
 
+def _model_file(to: Path, tiny: Path) -> Path:
+    return gguf(to / "model.gguf", {"blk.0.attn_q.weight": (8, 16)}, **{"general.type": "model"})
+
+
+def _cut_short(to: Path, tiny: Path) -> Path:
+    (to / "checkpoint-4").mkdir()
+    return to
+
+
 def _linked(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         shutil.move(folder / name, folder.parent / "outside")
@@ -279,6 +288,8 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "text": (_text, "notes.txt' is no adapter: name a run"),
     "an empty folder": (lambda to, tiny: to, "is no adapter: name a run, or what was exported of one"),
     "a whole model": (_model, "holds a whole model, no adapter: give it with --model"),
+    "a whole model's file": (_model_file, "model.gguf' holds a whole model, no adapter: give it with --model"),
+    "a run cut short": (_cut_short, "is a run that was cut short: 'rag-finetune train --resume' goes on"),
     "a pickle": (_pickled, "a pickle such as adapter_model.bin is never read; save them as safetensors"),
     "an export of before": (_stale, "exported before the last training: run rag-finetune export .* --to gguf-lora"),
     "no weights": (_with(lambda at: (at / "adapter.gguf").unlink()), "'tax' holds no weights"),

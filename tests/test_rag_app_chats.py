@@ -251,7 +251,14 @@ def reply(question: str, **changes: Any) -> Turn:
     """An answer from three passages, of which the model read two."""
     hits = [Hit(n, 0.5, f"c{n}", f"/d/{n}.md", None, "H", 10, 17, f"passage {n}") for n in (1, 2, 3)]
     answer = Answer(
-        question, "It is. [1]", query=f"{question} (alone)", hits=hits, dropped=1, strategy="react", model="m"
+        question,
+        "It is. [1]",
+        query=f"{question} (alone)",
+        hits=hits,
+        dropped=1,
+        strategy="react",
+        model="m",
+        adapters=["tax:0.5"],
     )
     answer.citations = [Citation(1, "/d/1.md", None, 10, 12, "pa")]
     answer.steps = [Step(1, "think", "search", "x", "found")]
@@ -379,6 +386,7 @@ def test_an_answered_question_is_exported_whole(path: Path) -> None:
         ],
         "strategy": "react",
         "model": "m",
+        "adapters": ["tax:0.5"],
         "prompt_version": 3,
         "settings": {"k": 2},
         "rating": -1,

@@ -297,6 +297,7 @@ def test_help_names_every_command() -> None:
         ("/open nothing", "there is no conversation 'nothing'"),
         ("/strategy rect", "there is no strategy 'rect': did you mean 'react'?"),
         ("/set temprature 1", "there is no setting 'temprature': did you mean 'temperature'?"),
+        ("/set adapter gruonded", "there is no adapter 'gruonded'"),
         ("/set temprature", "there is no setting 'temprature': did you mean 'temperature'?"),
         ("/set k many", "k is 'many': give a value of type int"),
         ("/set k 0", "k is 0: give a whole number from 1"),

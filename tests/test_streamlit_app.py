@@ -17,7 +17,7 @@ import pytest
 from index import Index, build
 from rag_app.adapters.registry import Registry
 from rag_app.adapters.state import parsed
-from rag_app.chats import Chats
+from rag_app.chats import Chats, Turn
 from rag_app.models import locate
 from tests.conftest import ROOT, copy_of
 from tests.test_rag_app_engines_adapters import write_lora
@@ -277,6 +277,48 @@ def test_an_adapter_that_comes_into_use_gives_the_next_answer(served: Served, pa
     assert [one.details["adapters"] for one in (first, changed, last)] == [["grounded"], ["loud:2"], ["grounded"]]
     assert last.content == first.content != changed.content
     assert served.worker() == worker, "the base model stays loaded"
+
+
+def kept_chat(home: Path, adapter: str) -> str:
+    """The id of a conversation that has an adapter of its own."""
+    chats = Chats(home / "chats.sqlite3")
+    chats.add("kept", Turn("user", QUESTION))
+    chats.set_settings("kept", {"adapter": adapter, "k": 2})
+    return "kept"
+
+
+def test_what_a_conversation_and_the_settings_say_of_adapters_holds(
+    page: Any, real_index: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    copy_of(real_index, home / "index")
+    (home / "config.toml").write_text('[answer]\nadapter = "off"\n')
+    chats = Chats(home / "chats.sqlite3")
+    chat = kept_chat(home, "grounded:0.5")
+    with serve(home) as served:
+        page.goto(served.url)
+        page.get_by_text("no adapter").wait_for()
+        ask(page, QUESTION)
+        page.get_by_label("Thumbs up").wait_for()
+        page.goto(f"{served.url}/?chat={chat}")
+        page.get_by_test_id("stCaptionContainer").get_by_text("grounded:0.5").wait_for()
+        ask(page, QUESTION)
+        page.get_by_label("Thumbs up").wait_for()
+        chats.set_settings(chat, {"adapter": "gone"})
+        page.goto(f"{served.url}/?chat={chat}")
+        page.get_by_test_id("stSidebar").get_by_text("there is no adapter 'gone'").wait_for()
+        ask(page, QUESTION)
+        page.get_by_test_id("stChatMessage").get_by_text("there is no adapter 'gone'").wait_for()
+        page.get_by_label("Adapter").click()
+        page.get_by_role("option", name="the one in config.toml").click()
+        ask(page, QUESTION)
+        page.get_by_label("Thumbs up").nth(1).wait_for()
+    [other] = [one.id for one in chats.chats() if one.id != chat]
+    assert [one.details["adapters"] for one in chats.turns(other)[1:]] == [[]]
+    _, _, half, _, gone, _, last = chats.turns(chat)
+    assert (half.details["adapters"], len(half.details["hits"]), last.details["adapters"]) == (["grounded:0.5"], 2, [])
+    assert "there is no adapter 'gone'" in gone.details["error"]
+    assert chats.settings(chat) == {}
 
 
 def test_strategy_and_rating_are_kept_with_the_conversation(served: Served, page: Any) -> None:

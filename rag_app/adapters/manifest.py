@@ -171,5 +171,6 @@ def check_base(made: Manifest, name: str, fingerprint: str) -> None:
     if made.base["fingerprint"] != fingerprint:
         raise AdapterInvalid(
             f"the adapter '{made.name}' was trained on '{made.base['name']}' ({made.base['fingerprint']}), and "
-            f"'{name}' ({fingerprint}) has other weights: give the adapter's own base with --model"
+            f"'{name}' ({fingerprint}) has other weights: give the adapter's own base with --model, unless it is "
+            "merged into this one"
         )

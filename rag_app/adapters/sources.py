@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from index import folders
 from index.errors import RagError
 from index.generation import sha256
-from rag_app.adapters import archive, manifest
+from rag_app.adapters import archive, header, manifest
 from rag_app.adapters.manifest import GGUF, HELDOUT, MANIFEST, NAME, PROOF, RUN, SETTINGS, WEIGHTS, Manifest
-from rag_app.errors import AdapterInvalid
+from rag_app.errors import AdapterInvalid, ModelNotFound
 from rag_app.prompt import PROMPT_VERSION
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def opened(source: Path, within: Path, base: str | None = None) -> Iterator[Foun
                 raise AdapterInvalid(str(error).replace(str(folder), str(source))) from error
             yield found
     elif name.lower().endswith(".gguf"):
+        if header.read(source, header.MODELS).facts.get("general.type") not in ("adapter", None):
+            raise AdapterInvalid(f"'{source}' holds a whole model, no adapter: give it with --model")
         yield _found({GGUF: source}, _unnamed(name[:-5]), base)
     else:
         raise AdapterInvalid(
@@ -94,7 +96,10 @@ def _found(files: dict[str, Path], made: Manifest, base: str | None) -> Found:
     from rag_app.fingerprint import fingerprint
 
     if base is not None:
-        model = checkpoints.find(base)
+        try:
+            model = checkpoints.find(None if base == "base" else base)
+        except ModelNotFound as error:
+            raise ModelNotFound(str(error).replace("--model", "--base")) from error
         try:
             own = fingerprint(model)
         except FileNotFoundError as error:
@@ -124,6 +129,8 @@ def _folder(folder: Path, name: str) -> tuple[dict[str, Path], Manifest]:
     if trained is None and exported is None:
         if any((one / "config.json").is_file() for one in (folder / "adapter", folder)):
             raise AdapterInvalid(f"'{folder}' holds a whole model, no adapter: give it with --model")
+        if any(folder.glob("checkpoint-*")):
+            raise AdapterInvalid(f"'{folder}' is a run that was cut short: 'rag-finetune train --resume' goes on")
         raise AdapterInvalid(f"'{folder}' is no adapter: name a run, or what was exported of one")
     if trained is None:
         assert exported

@@ -77,7 +77,8 @@ def checked(uses: Uses) -> Uses:
             )
         if not math.isfinite(use.weight) or not 0 < abs(use.weight) <= STRONGEST:
             raise AdapterInvalid(
-                f"the weight of '{use.name}' is {use.weight}: give a number from {-STRONGEST:g} to {STRONGEST:g}, not 0"
+                f"the weight of '{use.name}' is {use.weight}: give a number from {-STRONGEST:g} to {STRONGEST:g}, not "
+                "0, as in 0.5"
             )
         if names.count(use.name) > 1:
             raise AdapterInvalid(f"'{use.name}' is there twice: name it once, with one weight")

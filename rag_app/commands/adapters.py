@@ -5,6 +5,7 @@ from typing import Any
 
 from index import console
 from index.console import say, warn
+from rag_app.adapters.manifest import GGUF
 from rag_app.adapters.registry import Registry
 from rag_app.commands import measuring, output
 
@@ -57,6 +58,8 @@ def _add(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.json:
         return registry.row(entry.name)
     say(f"added: {entry.name} ({_facts(registry.row(entry.name))})")
+    if entry.gguf is None:
+        warn(f"llama.cpp needs {GGUF}, too: 'rag-finetune export RUN --to gguf-lora', then add it again with --force")
     warn(f"'rag-app adapters use {entry.name}' puts it to use")
     return None
 

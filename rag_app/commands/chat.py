@@ -43,7 +43,7 @@ HELP = {
     "/open ID": "go on with a conversation; the beginning of its id will do",
     "/rate + or - [COMMENT]": "the last answer is good, or bad",
     "/correct TEXT": "what the last answer should have been",
-    "/set [NAME [VALUE]]": "a setting of this conversation; 'default' takes it back",
+    "/set [NAME [VALUE]]": "a setting of this conversation, such as adapter or k; 'default' takes it back",
     "/quit": "end; so does Ctrl-D",
 }
 
@@ -325,6 +325,8 @@ class Terminal:
         if value:
             changed = self._preferences.with_text(name, value.strip())
             self._decoding(changed)
+            if name in ("adapter", "examples", "tools"):
+                flags.find_named(changed.options())
             self._preferences = changed
             if self._chats.exists(self._chat):
                 self._keep_settings()
@@ -332,7 +334,7 @@ class Terminal:
         if name and name not in values:
             self._preferences.with_text(name, "")  # says so
         for each in [name] if name else values:
-            self._screen.say(f"{each}: {values[each]}", "    ")
+            self._screen.say(f"{each}: {'(not set)' if values[each] in (None, ()) else values[each]}", "    ")
 
     def _decoding(self, preferences: Preferences) -> Decoding:
         """That of preferences, which the engine can do."""

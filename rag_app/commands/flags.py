@@ -68,15 +68,17 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", type=console.words, metavar="TEXT", help="end where this would come")
 
 
-def add_answer(command: argparse.ArgumentParser, *, changing: bool = False) -> None:
+def add_answer(command: argparse.ArgumentParser, *, changing: bool = False, adapter: bool = True) -> None:
     """Adds how a question is answered.
 
     Args:
         changing: whether the strategy may become another while the command runs.
+        adapter: whether the help shows the flag that names adapters.
     """
     command.set_defaults(changing=changing)
     group = command.add_argument_group("answer")
-    _add(group, ANSWER)
+    hidden = () if adapter else ("--adapter",)
+    _add(group, tuple((*row[:3], argparse.SUPPRESS if row[0] in hidden else row[3]) for row in ANSWER))
     group.add_argument("--quotes", metavar="on|off", help="quotes must stand verbatim in a passage (default: on)")
     group.add_argument("--tool", action="append", dest="tools", metavar="MODULE:NAME", help="a tool of yours for react")
 
@@ -107,11 +109,11 @@ def settings(options: argparse.Namespace) -> tables.Settings:
     chosen = tables.load(options.config, given)
     if options.tools and chosen.answer.strategy != "react" and not options.changing:
         options.fail("a --tool is used by the strategy react alone: add --strategy react, or leave it out")
-    _try(chosen.answer)
+    find_named(chosen.answer)
     return chosen
 
 
-def _try(answer: tables.Options) -> None:
+def find_named(answer: tables.Options) -> None:
     """Reads what settings name of the user's own, so that mistakes in it show before anything is loaded."""
     if answer.examples is not None:
         from rag_app.examples import load_examples

@@ -35,7 +35,7 @@ def add_measure(command: argparse.ArgumentParser) -> None:
     evaluation.add_place(command)
     flags.add_generator(command)
     flags.add_decoding(command)
-    flags.add_answer(command)
+    flags.add_answer(command, adapter=False)
 
 
 def tell(now: State) -> None:
