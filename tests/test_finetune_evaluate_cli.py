@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,22 @@ def test_people_see_a_table_and_the_worst(trained: Path, data: Path, capsys: pyt
     assert err == ""
     lines = out.splitlines()
     assert lines[0] == f"{trained / 'adapter'}, beside its base small: 3 examples of the part 'test'"
-    assert "3 examples tell little: their intervals are too narrow" in lines
+    assert "only 3 examples: too few to tell much; the intervals above should be wider" in lines
+    assert "validation" not in out
     assert lines[2].split() == "task metric score 95% interval of base difference 95% interval".split()  # noqa: SIM905
     assert "Where does the okapi live?" in lines
     assert [line[:8] for line in lines[-3:]] == ["  gold: ", "  said: ", "  base: "]
+
+
+def test_the_part_that_picked_the_checkpoint_is_told(
+    trained: Path, small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "training picks its checkpoint by the validation part: a test part (dataset --test-share) is fairer"
+    write_examples([replace(EXAMPLES[0], part="validation"), EXAMPLES[3]], tmp_path / "data.jsonl")
+    data = ("--data", str(tmp_path / "data.jsonl"), "--max-tokens", "2", "--no-base")
+    for arguments, told in (((str(trained),), 1), ((str(small_base),), 0), ((str(trained), "--part", "train"), 0)):
+        assert main(["evaluate", *arguments, *data]) == 0
+        assert capsys.readouterr().out.count(note) == told
 
 
 def test_a_model_alone_on_a_part_and_a_sample(small_base: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     report = _report(options, [name for name, _ in models], scores)
     report |= {"asked": len(examples), "interrupted": interrupted}
     if not options.json:
-        _show(report, scores)
+        _show(report, scores, options.trained)
     if options.out:
         try:
             output.write(options.out, (json.dumps(row) for row in _rows(scores)))
@@ -102,6 +102,7 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
     found: tuple[str, Load]
     options.base = None if options.base == BASE else options.base
     adapter = None if options.model == BASE else adapters.find(options.model)
+    options.trained = bool(adapter and adapter.run)
     if adapter is None:
         try:
             base = checkpoints.find(options.base)
@@ -257,7 +258,7 @@ def _rows(scores: "Sequence[Scores]") -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _show(report: dict[str, Any], scores: "Sequence[Scores]") -> None:
+def _show(report: dict[str, Any], scores: "Sequence[Scores]", trained: bool) -> None:
     """For a person."""
     base = scores[1] if len(scores) > 1 else None
     beside = f", beside its base {report['base']}" if base else ""
@@ -266,7 +267,10 @@ def _show(report: dict[str, Any], scores: "Sequence[Scores]") -> None:
     for line in scores[0].lines(base):
         say(line)
     if report["n"] < FEW:
-        say(f"\n{report['n']} examples tell little: their intervals are too narrow")
+        count = f"{report['n']} example{'s' * (report['n'] > 1)}"
+        say(f"\nonly {count}: too few to tell much; the intervals above should be wider")
+    if trained and report["part"] == "validation":
+        say("\ntraining picks its checkpoint by the validation part: a test part (dataset --test-share) is fairer")
     for number in scores[0].worst(WORST):
         example = scores[0].examples[number]
         say(f"\n{_short(example.question)}\n  gold: {_short(' | '.join(example.golds)) or '(none)'}")
