@@ -74,6 +74,21 @@ def test_validation_is_always_a_line() -> None:
     assert stream.getvalue() == "step 40: validation loss 0.500, score 0.250\n"
 
 
+def test_a_line_of_validation_has_room_for_what_matters() -> None:
+    found = {"eval_loss": 1.5, "eval_score": 0.25}
+    for name in ("f1", "em", "f1_answerable", "em_answerable", "abstention_precision", "abstention_recall"):
+        found[f"eval_question_answering_{name}"] = 0.5
+    found |= {"eval_question_answering_abstention_f1": 0.75, "eval_text_generation_chrf": 31.25}
+    told = {}
+    for metric in ("score", "question_answering_em"):
+        stream = io.StringIO()
+        Line(total=100, metric=metric, stream=stream, clock=Clock()).log(1040, found)
+        told[metric] = stream.getvalue()
+    line = "loss 1.500, score 0.250, F1 answerable 0.500, F1 abstaining 0.750, chrF 31.250\n"
+    assert told["score"] == f"step 1,040: validation {line}"
+    assert told["question_answering_em"] == f"step 1,040: validation question_answering_em 0.500, {line}"
+
+
 def test_on_a_terminal_it_is_one_line_that_changes() -> None:
     code = (
         "import sys\nfrom finetune.training.progress import Line\n"

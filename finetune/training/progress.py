@@ -17,6 +17,16 @@ EVERY = 30.0
 """Seconds between two lines where no terminal shows a bar."""
 RATES = 20
 """Steps whose speeds the shown one is the median of: evaluations and checkpoints between steps do not count."""
+SHOWN = {
+    "loss": "loss",
+    "score": "score",
+    "question_answering_f1_answerable": "F1 answerable",
+    "question_answering_abstention_f1": "F1 abstaining",
+    "summarization_rougeL": "ROUGE-L",
+    "text_generation_chrf": "chrF",
+    "tool_use_exact": "exact calls",
+}
+"""What validation found that a line has room for, and how it is called there; the history has all of it."""
 BAR = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
 
 
@@ -25,6 +35,7 @@ class Line:
 
     Args:
         total: steps of the whole run.
+        metric: what picks the best checkpoint, which is shown in any case.
         stream: stderr by default.
         every: seconds between two lines.
         clock: seconds, from any zero.
@@ -33,10 +44,12 @@ class Line:
     def __init__(
         self,
         total: int,
+        metric: str = "score",
         stream: TextIO | None = None,
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._shown = SHOWN if metric in SHOWN else {metric: metric, **SHOWN}
         self.total, self._stream = total, sys.stderr if stream is None else stream
         self._every, self._clock = every, clock
         self._terminal = self._stream.isatty()
@@ -83,7 +96,8 @@ class Line:
         if isinstance(loss := logs.get("loss"), float | int):
             self._loss = float(loss)
         found = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-        numbers = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float | int)]
+        kept = [(shown, found.get(name)) for name, shown in self._shown.items()]
+        numbers = [f"{shown} {value:.3f}" for shown, value in kept if isinstance(value, float | int)]
         if numbers:
             self._say(f"step {step:,}: validation {', '.join(numbers)}")
 

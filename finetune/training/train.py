@@ -196,7 +196,7 @@ def _run(
     if _first():
         if few := steps.few(config):
             warn(few)
-        trainer.add_callback(_progress(trainer, steps.total))
+        trainer.add_callback(_progress(trainer, steps.total, config.metric_for_best_model))
         if force and not resumed:
             checkpoints.prune(out, 0, None)
     if resumed and done == steps.total:  # it ended between its last checkpoint and its adapter
@@ -388,13 +388,13 @@ class _Watched:
         return total / max(1, count)
 
 
-def _progress(trainer: Any, total: int) -> Any:
+def _progress(trainer: Any, total: int, metric: str) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         """Feeds the line that a person reads."""
 
-        line = Line(total)
+        line = Line(total, metric)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             self.line.step(state.global_step, trainer.computed)
