@@ -19,7 +19,7 @@ from finetune.cli import main
 from finetune.config import checked
 from finetune.errors import ExportInvalid
 from finetune.example import Example, write_examples
-from finetune.export import converter, gguf, gptq, merged, places, wanted
+from finetune.export import converter, export, gguf, gptq, merged, places, wanted
 from finetune.training import machine
 from index import folders
 from index.generation import sha256
@@ -320,6 +320,45 @@ def test_a_remedy_names_a_flag_that_the_command_has(
     for arguments in ((run, "--base", tmp_path), ("base", "--base", tmp_path)):
         assert main(["evaluate", *map(str, arguments), "--data", "x"]) == 1
         assert capsys.readouterr().err == f"rag-finetune: {none}: give another with --base\n"
+
+
+def test_ctrl_c_says_what_was_written(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "write", write)
+        for to in ("gguf", "gguf-lora"):
+            said = refused(capsys, run, "--to", to, code=130)
+            assert said == "interrupted; nothing was written: run it again"
+    assert names(run / "export") == set()
+    publish, left = places.publish, [None]
+
+    def once(*given: Any) -> None:
+        publish(*given)
+        left.pop()
+
+    def prove(*given: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        return proof(*given)
+
+    proof = export._Job._prove
+    monkeypatch.setattr(places, "publish", once)
+    monkeypatch.setattr(export._Job, "_prove", prove)
+    said = refused(capsys, run, "--to", "gguf", "--type", "Q8_0,Q4_0", code=130)
+    assert said == "interrupted; nothing was written but My run-Q8_0.gguf: run it again for the rest"
+    assert names(run / "export") == {"My run-Q8_0.gguf", "My run-Q8_0.gguf.proof.json"}
+
+
+def test_progress_says_what_is_written(run: Path) -> None:
+    told: list[str] = []
+    asked = wanted.Wanted(to="gguf-lora", types=("f16",))
+    export.export(str(run), asked, None, lambda stage, done, total: told.append(stage), told.append)
+    assert any(one.startswith("writing the base to prove it on, ") for one in told)
+    assert not any(one.startswith("writing f16") for one in told)
 
 
 def test_a_lie_leaves_no_file_and_the_old_one_whole(

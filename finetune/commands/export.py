@@ -78,12 +78,15 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """The command."""
-    from finetune.export.export import export
-
     began, notes = time.monotonic(), list[str]()
     wanted = _wanted(options)
-    with console.progress_bars() as progress:
-        made = export(options.run_, wanted, options.model, progress, notes.append)
+    try:
+        from finetune.export.export import export
+
+        with console.progress_bars() as progress:
+            made = export(options.run_, wanted, options.model, progress, notes.append)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or "interrupted; nothing was written: run it again") from None
     if options.json:
         found = [{"place": str(one.place), "bytes": one.bytes, "proof": asdict(one.proof)} for one in made]
         return {"to": options.to, "exports": found, "notes": notes, "seconds": round(time.monotonic() - began, 1)}

@@ -98,14 +98,20 @@ class _Job:
         proofs = {}
         if coarse:  # a type of few bits would hide what is wrong with what it is made of
             proofs["f16"] = self._prove(self._file("f16"), "f16", right)
-        made = {}
-        for kind in (*coarse, *(one for one in outs if one in FLOATS)):
-            if kind in coarse:
-                self._file(kind).parent.mkdir()
-                self._quantise(self._file(kind), kind, matrix)
-            proven = proofs.get(kind) or self._prove(self._file(kind), kind, right)
-            places.publish(self._file(kind), outs[kind], proven, self.work)
-            made[kind] = Made(outs[kind], outs[kind].stat().st_size, proven)
+        made = dict[str, Made]()
+        try:
+            for kind in (*coarse, *(one for one in outs if one in FLOATS)):
+                if kind in coarse:
+                    self._file(kind).parent.mkdir()
+                    self._quantise(self._file(kind), kind, matrix)
+                proven = proofs.get(kind) or self._prove(self._file(kind), kind, right)
+                places.publish(self._file(kind), outs[kind], proven, self.work)
+                made[kind] = Made(outs[kind], outs[kind].stat().st_size, proven)
+        except KeyboardInterrupt:
+            if not made:
+                raise
+            told = ", ".join(one.place.name for one in made.values())
+            raise KeyboardInterrupt(f"interrupted; nothing was written but {told}: run it again for the rest") from None
         return [made[kind] for kind in outs]
 
     def _write(self, kinds: Sequence[Float], coarse: Sequence[str]) -> tuple[Expected, Any]:
@@ -186,7 +192,7 @@ class _Job:
         model, tokenizer = origin.base(self.found)
         file = self._file("f16")
         file.parent.mkdir()
-        gguf.write(model, tokenizer, file, "f16", self._label("f16"))
+        gguf.write(model, tokenizer, file, "f16", self._label("f16", "the base to prove it on"))
         rank = lora.write(folder, model, part / manifest.GGUF, "f32" if kind == "f32" else "f16")
         layout = Layout(self.found.base.name, tokenizer)
         tuned = methods.load(model, folder).float().eval()  # only now: some methods move the base's weights
@@ -264,10 +270,10 @@ class _Job:
         facts = {"what": self.wanted.to, "source": self.found.facts(self.wanted.dequantised), "file": file}
         return proof.prove(engine, right, kind, facts)
 
-    def _label(self, kind: str) -> Progress:
+    def _label(self, kind: str, what: str = "") -> Progress:
         """Progress that says of what, and how large it will be."""
         size = f", {places.amount(self.sizes[kind])}" if kind in self.sizes else ""
-        return lambda stage, done, total: self.progress(f"{stage} {kind}{size}", done, total)
+        return lambda stage, done, total: self.progress(f"{stage} {what or kind}{size}", done, total)
 
 
 def _tidy() -> None:
