@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from finetune import methods
 from finetune.cli import main
+from finetune.commands.train import following
 from finetune.config import checked
 from finetune.errors import ExportInvalid
 from finetune.example import Example, write_examples
@@ -359,6 +360,15 @@ def test_progress_says_what_is_written(run: Path) -> None:
     export.export(str(run), asked, None, lambda stage, done, total: told.append(stage), told.append)
     assert any(one.startswith("writing the base to prove it on, ") for one in told)
     assert not any(one.startswith("writing f16") for one in told)
+
+
+def test_what_follows_training_is_what_the_method_can_become(made: Path, model: Path, tmp_path: Path) -> None:
+    told = following(made / "adapter")
+    assert told[0] == f"compare it with its base: rag-finetune evaluate '{made / 'adapter'}' --data FILE"
+    assert told[1] == f"make it ready for the chat: rag-finetune export '{made / 'adapter'}' --to gguf-lora"
+    assert following(trained(model, tmp_path / "d", adapter="dora") / "adapter")[1].endswith("--to gguf")
+    assert following(trained(model, tmp_path / "w", adapter="full") / "adapter")[1].endswith("--to gguf")
+    assert len(following(trained(model, tmp_path / "p", adapter="prompt-tuning") / "adapter")) == 1
 
 
 def test_a_lie_leaves_no_file_and_the_old_one_whole(

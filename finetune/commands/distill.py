@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.train import following
 from index import console
 from index.console import say, warn
 from index.paths import expanded
@@ -82,7 +83,8 @@ def _white(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.json:
         return result
     say(f"student in {result['adapter']}")
-    say(f"compare it with its base: rag-finetune evaluate {result['adapter']} --data FILE")
+    for line in following(Path(result["adapter"])):
+        say(line)
     return None
 
 

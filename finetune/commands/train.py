@@ -1,6 +1,7 @@
 """`rag-finetune train`: a run of training."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,18 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.json:
         return result
     say(f"adapter in {result['adapter']}")
-    say(f"compare it with its base: rag-finetune evaluate {result['adapter']} --data FILE")
+    for line in following(Path(result["adapter"])):
+        say(line)
     return None
+
+
+def following(adapter: Path) -> list[str]:
+    """Lines that tell what to do with an adapter that was trained."""
+    from finetune.export import lora
+
+    name = shlex.quote(str(adapter))
+    target = "gguf" if lora.obstacle(adapter) else "gguf-lora"
+    return [
+        f"compare it with its base: rag-finetune evaluate {name} --data FILE",
+        *([f"make it ready for the chat: rag-finetune export {name} --to {target}"] if lora.mergeable(adapter) else []),
+    ]
