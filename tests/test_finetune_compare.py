@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pytest
 from finetune.cli import main
 from finetune.errors import ExportInvalid
 from finetune.evaluation import candidates, divergence, plots, subjects, table, texts
-from finetune.evaluation.compare import Comparison, Row, compare
+from finetune.evaluation.compare import Comparison, Row, brief, compare
 from finetune.evaluation.measuring import Measuring
 from finetune.evaluation.texts import Texts
 from finetune.example import Example, write_examples
@@ -213,6 +214,38 @@ def test_the_text_is_a_runs_validation_part_else_demo_documents_else_bundled_exa
     assert len(set(found.drawn(9))) == 9
     monkeypatch.setattr(texts, "DEMO", Path("nowhere"))
     assert all(isinstance(one, Example) for one in texts.default([plain]).drawn(5))
+
+
+@pytest.mark.parametrize("form", ["x-Q8_0.gguf", "x-Q8_0.gguf@16-bit", "merged", "gguf-lora"])
+def test_the_text_of_an_export_is_its_runs(
+    form: str, tuned: Path, forms: Path, small_base: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tuned, tmp_path / "run"))
+    shutil.copy(forms / "Q8_0.gguf", run / "export" / "x-Q8_0.gguf")
+    shutil.copytree(small_base, run / "export" / "merged")
+    shutil.copy(forms / "Q8_0.gguf", tmp_path)
+    name = str(run / "export" / form)
+    elsewhere = candidates.find(str(tmp_path / "Q8_0.gguf"))
+    found = texts.default([elsewhere, candidates.find(name)])
+    assert found.name == f"the validation part of '{name}'"
+    assert [one.id for one in found.pieces if isinstance(one, Example)] == ["v"]
+
+
+def test_the_text_of_a_model_trained_whole_is_its_runs(tuned: Path, small_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_base, tmp_path / "run" / "adapter")
+    ran = json.loads((tuned / "adapter" / "run.json").read_text())
+    ran["config"]["adapter"] = "full"
+    (tmp_path / "run" / "adapter" / "run.json").write_text(json.dumps(ran))
+    found = candidates.find(str(tmp_path / "run"))
+    assert found.adapter is None
+    assert texts.default([found]).name == f"the validation part of '{tmp_path / 'run'}'"
+
+
+def test_progress_names_the_end_of_a_path(forms: Path) -> None:
+    told: list[str] = []
+    compare(*named(forms / "f16.gguf"), TEXT, **QUICK, progress=lambda stage, done, total: told.append(stage))
+    assert {one.partition(": ")[0] for one in told} == {"f16.gguf"}
+    assert [brief(name) for name in ("base@nf4", "a/b/merged/", "/")] == ["base@nf4", "merged", "/"]
 
 
 def test_names_that_stand_for_nothing(forms: Path, tmp_path: Path) -> None:

@@ -87,13 +87,14 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 def _found(name: str, progress: Any) -> "Candidate | RagError":
     """What a name stands for, or why for nothing; a GGUF file that Transformers shall read is converted beforehand."""
     from finetune.evaluation import candidates
+    from finetune.evaluation.compare import brief
 
     try:
         found = candidates.find(name)
         if found.source.gguf and found.engine == "transformers":
             from rag_app.engines import checkpoints
 
-            progress(f"{name}: converting", 0, 1)
+            progress(f"{brief(name)}: converting", 0, 1)
             checkpoints.settled(found.source)  # here, so that it does not count as the model's own memory
     except RagError as error:
         return error

@@ -141,6 +141,11 @@ def compare(
     return made
 
 
+def brief(name: str) -> str:
+    """The end of a model's name, where a path would leave a progress bar no room."""
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
 def _exact(candidate: Candidate) -> bool:
     try:
         return candidate.exact
@@ -157,7 +162,7 @@ def _measure(
         for event in events:
             kind = event.pop("event")
             if kind == "progress" and progress:
-                progress(f"{row.name}: {event['stage']}", event["done"], event["total"])
+                progress(f"{brief(row.name)}: {event['stage']}", event["done"], event["total"])
             elif kind == "found":
                 reference = event.pop("reference", reference)
                 for name, value in event.items():

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.evaluation import adapters
+from finetune.evaluation.adapters import Adapter
 from finetune.evaluation.candidates import Candidate
 from finetune.example import Example
 from index.errors import RagError
@@ -28,7 +30,10 @@ class Texts:
 
 
 def default(candidates: Sequence[Candidate]) -> Texts:
-    """The validation part of the first run among the candidates, else the demo documents, else bundled examples."""
+    """The validation part of the first run among the candidates, else the demo documents, else bundled examples.
+
+    What was exported into a run's folder counts as the run.
+    """
     for one in candidates:
         found = _held_out(one)
         if found:
@@ -45,10 +50,11 @@ def _held_out(candidate: Candidate) -> list[Example]:
     from finetune.data.records import load_examples
     from finetune.data.splits import split
 
-    if not candidate.adapter:
-        return []
     try:
-        config = checked(candidate.adapter.run.get("config") or {}, candidate.name)
+        run = _run(candidate)
+        if not run:
+            return []
+        config = checked(run.run.get("config") or {}, candidate.name)
         examples, _ = load_examples(config.test_datasets or config.datasets, config)
     except (RagError, OSError):
         return []
@@ -57,6 +63,16 @@ def _held_out(candidate: Candidate) -> list[Example]:
     if not any(one.part == "validation" for one in examples) and config.val_set_size:
         examples = split(examples, config.val_set_size, 0.0, config.seed)
     return [one for one in examples if one.part == "validation"]
+
+
+def _run(candidate: Candidate) -> Adapter | None:
+    """What the training of a candidate has left, beside the adapter or the exports."""
+    if candidate.adapter:
+        return candidate.adapter
+    source = candidate.source
+    file = candidate.lora.parent.resolve() if candidate.lora else Path(source.where, source.gguf or "")
+    exported = file.parent.name == "export"
+    return adapters.find(str(file.parent.parent if exported else file))
 
 
 def _demo() -> Iterator[str]:
