@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from finetune.cli import main
-from finetune.errors import ExportInvalid
+from finetune.errors import CheckpointInvalid, ExportInvalid
 from finetune.evaluation import candidates, divergence, plots, subjects, table, texts
 from finetune.evaluation.compare import Comparison, Row, brief, compare
 from finetune.evaluation.measuring import Measuring
@@ -259,6 +259,23 @@ def test_names_that_stand_for_nothing(forms: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter.gguf").touch()
     with pytest.raises(ExportInvalid, match="stands on 'an unknown base', which is no GGUF file"):
         candidates.find(str(tmp_path))
+
+
+def test_a_remedy_is_one_that_compare_has(
+    tuned: Path, small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(tuned, tmp_path / "run"))
+    ran = json.loads((run / "adapter" / "run.json").read_text())
+    ran["config"]["base_model"] = str(tmp_path / "gone")
+    (run / "adapter" / "run.json").write_text(json.dumps(ran))
+    with pytest.raises(CheckpointInvalid, match="gone', which is not here: put it back$"):
+        candidates.find(str(run))
+    broken = Path(shutil.copytree(small_base, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"cut")
+    assert main(["compare", str(broken)]) == 1
+    err = capsys.readouterr().err
+    assert "Fetch it again, or name another" in err
+    assert "--model" not in err
 
 
 def interrupting(when: str) -> Any:

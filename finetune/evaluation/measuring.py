@@ -141,13 +141,14 @@ class Measuring:
 
 def explained(error: Exception) -> str:
     """A line for a person."""
+    from finetune.evaluation import adapters
     from index.errors import RagError
     from rag_app.engines.outside import one_line
 
     if isinstance(error, Refused):
         return f"{one_line(error.args[-1])}: the file is damaged, or of a kind that this llama.cpp does not know"
     if isinstance(error, RagError):
-        return one_line(error, 400)
+        return one_line(adapters.reworded(error, "name another"), 400)
     if isinstance(error, OSError) and error.errno == 28:
         return f"{one_line(error.strerror)}: make room there, set $TMPDIR to another folder, or give a smaller --tokens"
     return one_line(f"{type(error).__name__}: {error}")
