@@ -268,7 +268,7 @@ def test_a_remedy_is_one_that_compare_has(
     ran = json.loads((run / "adapter" / "run.json").read_text())
     ran["config"]["base_model"] = str(tmp_path / "gone")
     (run / "adapter" / "run.json").write_text(json.dumps(ran))
-    with pytest.raises(CheckpointInvalid, match="gone', which is not here: put it back$"):
+    with pytest.raises(CheckpointInvalid, match=r"gone', which is not here: put it back$"):
         candidates.find(str(run))
     broken = Path(shutil.copytree(small_base, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"cut")
