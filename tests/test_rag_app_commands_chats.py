@@ -64,9 +64,9 @@ def test_a_conversation_is_shown_with_numbers_ratings_and_sources(kept: Chats, c
     assert run("show", "aa11") == 0
     out = capsys.readouterr().out
     assert "strategy: react" in out
-    assert "1. What is \ufffd[31mLoRA?\n   It is. [1]\n\nSources:\n[1] /d/1.md: H\n" in out
+    assert "1. What is \ufffd[31mLoRA?\n   It is. [1]\n   (with tax:0.5)\n\nSources:\n[1] /d/1.md: H\n" in out
     assert '    "pa"' in out and "passage 2" not in out
-    assert "2. And QLoRA?\n   It is. [1]\n   rated: - wrong\n   corrected: It is \ufffdnot." in out
+    assert "2. And QLoRA?\n   It is. [1]\n   (with tax:0.5)\n   rated: - wrong\n   corrected: It is \ufffdnot." in out
     assert "3. Lost?\n   (no answer was kept)" in out
     assert "4. Cut?\n   It is. [1]\n   (stopped)\n   (the model ended)" in out
     assert run("show", "aa11", "--json") == 0
