@@ -289,7 +289,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "an empty folder": (lambda to, tiny: to, "is no adapter: name a run, or what was exported of one"),
     "a whole model": (_model, "holds a whole model, no adapter: give it with --model"),
     "a whole model's file": (_model_file, "model.gguf' holds a whole model, no adapter: give it with --model"),
-    "a run cut short": (_cut_short, "is a run that was cut short: 'rag-finetune train --resume' goes on"),
+    "a run cut short": (_cut_short, "the run in .* was cut short: rag-finetune train CONFIG.yaml --resume"),
     "a pickle": (_pickled, "a pickle such as adapter_model.bin is never read; save them as safetensors"),
     "an export of before": (_stale, "exported before the last training: run rag-finetune export .* --to gguf-lora"),
     "no weights": (_with(lambda at: (at / "adapter.gguf").unlink()), "'tax' holds no weights"),

@@ -111,7 +111,7 @@ def _models(options: argparse.Namespace) -> list[tuple[str, Load]]:
         source = base if options.model == BASE else adapters.model(options.model)
         found = source.name, partial(checkpoints.load, source, "auto", "auto")
     else:
-        base, source = adapters.base_of(adapter, options.base), None
+        base, source = adapters.base_of(adapter, options.base, "--base"), None
         if not adapter.run:
             warn(f"'{adapter.folder}' has no run.json, which would tell its prompts: it is asked with today's")
         found = str(adapter.folder), partial(adapters.load, adapter, base)

@@ -81,12 +81,13 @@ def reworded(error: RagError, remedy: str) -> RagError:
     return type(error)(str(error).replace(models.REMEDY, remedy).replace(f". {files.REMEDY}", f": {remedy}"))
 
 
-def base_of(adapter: Adapter, given: str | None = None) -> "Source":
+def base_of(adapter: Adapter, given: str | None = None, flag: str = "") -> "Source":
     """The model that an adapter stands on.
 
     Args:
         adapter: from `find`.
         given: its name, if a person gave one; by default what the adapter says.
+        flag: by which a person can give one, for the message; '' where there is none.
 
     Raises:
         CheckpointInvalid: it is not here, or has other weights than the one that the adapter was trained on.
@@ -99,13 +100,13 @@ def base_of(adapter: Adapter, given: str | None = None) -> "Source":
         source = models.find(given or recorded)
     except (ModelNotFound, ModelInvalid) as error:
         if given:
-            raise reworded(error, "give another with --base") from error
+            raise reworded(error, f"give another with {flag}") from error
         what = "is no model" if isinstance(error, ModelInvalid) else "is not here"
         raise CheckpointInvalid(
-            f"the adapter '{adapter.folder}' was trained on '{recorded}', which {what}: give it with --base"
+            f"the adapter '{adapter.folder}' was trained on '{recorded}', which {what}: {_remedy('it', flag)}"
         ) from error
     with suppress(FileNotFoundError):  # of the Hub, and not here yet
-        _check(adapter, source)
+        _check(adapter, source, flag)
     return source
 
 
@@ -121,7 +122,7 @@ def load(adapter: Adapter, base: "Source") -> tuple[Any, Any]:
 
     config = checked(adapter.run.get("config") or {}, str(adapter.folder / RUN))
     model, tokenizer = weights.load(config.model_copy(update={"nf4_storage": "auto"}), base, "auto")
-    _check(adapter, base)
+    _check(adapter, base, "--base")
     return methods.load(model, adapter.folder).eval(), tokenizer
 
 
@@ -170,7 +171,7 @@ def _recorded(adapter: Adapter) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _check(adapter: Adapter, source: "Source") -> None:
+def _check(adapter: Adapter, source: "Source", flag: str) -> None:
     from rag_app.engines import checkpoints as models
     from rag_app.fingerprint import fingerprint
 
@@ -179,10 +180,15 @@ def _check(adapter: Adapter, source: "Source") -> None:
         return
     if source.gguf and fingerprint(models.settled(source)) == trained_on["fingerprint"]:  # the folder made of it
         return
+    remedy = _remedy("the adapter's own base", flag)
     raise CheckpointInvalid(
         f"the adapter '{adapter.folder}' was trained on '{trained_on.get('name')}' ({trained_on['fingerprint']}), and "
-        f"'{source.name}' has other weights: give the adapter's own base with --base"
+        f"'{source.name}' has other weights: {remedy}"
     )
+
+
+def _remedy(what: str, flag: str) -> str:
+    return f"give {what} with {flag}" if flag else f"put {what} back"
 
 
 def _json(file: Path) -> dict[str, Any]:

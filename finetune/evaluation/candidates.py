@@ -4,14 +4,13 @@ A GGUF file is served by llama.cpp, everything else by Transformers; so is a GGU
 """
 
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.errors import CheckpointInvalid, ExportInvalid
+from finetune.errors import ExportInvalid
 from index.paths import expanded
 from rag_app.adapters.manifest import GGUF, SETTINGS
 from rag_app.errors import SettingInvalid
@@ -101,14 +100,6 @@ def find(name: str) -> Candidate:
         SettingInvalid: there is no such precision.
         ModelNotFound, ModelInvalid: there is no such thing.
     """
-    try:
-        return _find(name)
-    except CheckpointInvalid as error:  # a base that is missing cannot be given here
-        told = re.sub(r"give (it|the adapter's own base) with --(base|model)", r"put \1 back", str(error))
-        raise CheckpointInvalid(told) from error
-
-
-def _find(name: str) -> Candidate:
     from finetune.export import origin
 
     plain, _, precision = name.rpartition("@")
@@ -121,7 +112,7 @@ def _find(name: str) -> Candidate:
         raise SettingInvalid(
             f"'{name}' names no precision that there is: put @16-bit or @nf4 behind a model, or nothing"
         )
-    found = origin.find(plain)
+    found = origin.find(plain, flag="")
     return Candidate(name, found.base, found.adapter, precision=precision, four_bit=found.four_bit, method=found.method)
 
 

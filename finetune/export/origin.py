@@ -59,12 +59,13 @@ class Origin:
         return found
 
 
-def find(name: str, model: str | None = None) -> Origin:
+def find(name: str, model: str | None = None, flag: str = "--model") -> Origin:
     """What a name stands for. Loads nothing.
 
     Args:
         name: of a run, an adapter, a model, or `base`.
         model: the base, where it is no longer where the run found it.
+        flag: by which a person can give it, for the message; '' where there is none.
 
     Raises:
         CheckpointInvalid: the adapter is damaged, or its base is not here.
@@ -84,10 +85,7 @@ def find(name: str, model: str | None = None) -> Origin:
     config = checked(adapter.run.get("config") or {}, str(folder / adapters.RUN))
     if method == "full":
         return Origin(run.name, run / "export", checkpoints.find(str(folder)), method=method, config=config)
-    try:
-        base = adapters.base_of(adapter, model)
-    except RagError as error:  # whose flag has another name here
-        raise type(error)(str(error).replace("--base", "--model")) from error
+    base = adapters.base_of(adapter, model, flag)
     return Origin(run.name, run / "export", base, adapter, adapter.run.get("method", method), config)
 
 

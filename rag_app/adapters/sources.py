@@ -130,7 +130,9 @@ def _folder(folder: Path, name: str) -> tuple[dict[str, Path], Manifest]:
         if any((one / "config.json").is_file() for one in (folder / "adapter", folder)):
             raise AdapterInvalid(f"'{folder}' holds a whole model, no adapter: give it with --model")
         if any(folder.glob("checkpoint-*")):
-            raise AdapterInvalid(f"'{folder}' is a run that was cut short: 'rag-finetune train --resume' goes on")
+            raise AdapterInvalid(
+                f"the run in '{folder}' was cut short: rag-finetune train CONFIG.yaml --resume goes on"
+            )
         raise AdapterInvalid(f"'{folder}' is no adapter: name a run, or what was exported of one")
     if trained is None:
         assert exported
